@@ -1,0 +1,63 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+MODEL  ?= smollm2
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format lint types contracts audit proto lock bench clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv and install everything into it, hash by hash
+
+$(STAMP): pyproject.toml requirements/dev.txt scripts/venv.sh
+	@PYTHON="$(PYTHON)" sh scripts/venv.sh $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install  ## fetch the default model, start the coordinator, serve it
+	@$(BIN)/modelops pull $(MODEL)
+	@exec $(BIN)/modelops serve --load $(MODEL)
+
+test: install  ## every test that needs no program besides Python, with the real model
+	@$(BIN)/modelops pull --quiet $(MODEL)
+	$(BIN)/python -m pytest
+
+check: lint types contracts proto-check audit test  ## what a contributor runs before sending a change
+
+format: install  ## put the sources into the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --quiet .
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+contracts: install
+	$(BIN)/lint-imports
+
+audit: install  ## are there known holes in what we depend on?
+	$(BIN)/python -m pip check
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements/runtime.txt
+
+proto: install  ## make the gRPC modules from proto/model_ops.proto
+	$(BIN)/python scripts/proto.py
+
+proto-check: install
+	$(BIN)/python scripts/proto.py --check
+
+lock: install  ## lock the newest releases that pyproject.toml admits
+	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements/runtime.txt
+	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+
+bench: install  ## what the coordinator adds over the engine called directly (docs/benchmarks.md)
+	$(BIN)/python bench/gateway.py
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,148 @@
+"""The operations table: every operation once, with its name on each transport.
+
+Transports, documentation and tests are made from this table, so that an operation cannot be forgotten in one of
+them. `Operation.name` is the name of the method of `service.Coordinator` that performs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from modelops.api import types
+
+Scope = Literal["infer", "models", "learning", "goals", "metrics", "admin"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where REST offers an operation; `query` names the request's fields that stand in the query string."""
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    status: int = 200
+    query: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing that a caller can ask for.
+
+    `rpcs` are the gRPC methods that perform it, each with the fields that its name implies; `stream_rpc` is the one
+    that answers in chunks. `errors` are the codes, beside those that any call may meet, worth documenting.
+    """
+
+    name: str
+    summary: str
+    request: type[types.Request]
+    response: type[types.Response]
+    scope: Scope | None
+    route: Route
+    rpcs: Mapping[str, Mapping[str, Any]]
+    action: str
+    stream_rpc: str | None = None
+    errors: tuple[str, ...] = ()
+    tags: tuple[str, ...] = field(default=("models",))
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="infer",
+        summary="Execute model inference",
+        request=types.InferenceRequest,
+        response=types.InferenceResponse,
+        scope="infer",
+        route=Route("POST", "/inference"),
+        rpcs={"Infer": {}},
+        stream_rpc="InferStream",
+        action="infer",
+        errors=(
+            "invalid_request",
+            "not_found",
+            "too_large",
+            "rate_limited",
+            "engine_failed",
+            "overloaded",
+            "deadline_exceeded",
+            "insufficient_memory",
+        ),
+        tags=("inference",),
+    ),
+    Operation(
+        name="list_models",
+        summary="List loaded models",
+        request=types.ListModelsRequest,
+        response=types.ModelList,
+        scope="models",
+        route=Route("GET", "/models", query=("all",)),
+        rpcs={"ListModels": {}, "ListAllModels": {"all": True}},
+        action="list_models",
+        errors=("invalid_request",),
+    ),
+    Operation(
+        name="load_model",
+        summary="Load a new model",
+        request=types.ModelLoadRequest,
+        response=types.ModelLoadReply,
+        scope="models",
+        route=Route("POST", "/models", status=201, query=("wait",)),
+        rpcs={"LoadModel": {}},
+        action="load_model",
+        errors=(
+            "invalid_request",
+            "not_found",
+            "conflict",
+            "too_large",
+            "engine_failed",
+            "overloaded",
+            "deadline_exceeded",
+            "insufficient_memory",
+            "not_implemented",
+        ),
+    ),
+    Operation(
+        name="get_model",
+        summary="Describe a model",
+        request=types.GetModelRequest,
+        response=types.ModelInfo,
+        scope="models",
+        route=Route("GET", "/models/{model_name}"),
+        rpcs={"GetModel": {}},
+        action="get_model",
+        errors=("invalid_request", "not_found"),
+    ),
+    Operation(
+        name="unload_model",
+        summary="Unload a model",
+        request=types.ModelUnloadRequest,
+        response=types.ModelUnloadReply,
+        scope="models",
+        route=Route("DELETE", "/models/{model_name}", query=("force",)),
+        rpcs={"UnloadModel": {}},
+        action="unload_model",
+        errors=("invalid_request", "not_found", "conflict", "deadline_exceeded"),
+    ),
+    Operation(
+        name="status",
+        summary="The machine and what runs on it",
+        request=types.Empty,
+        response=types.SystemStatus,
+        scope="models",
+        route=Route("GET", "/status"),
+        rpcs={"GetSystemStatus": {}},
+        action="status",
+        tags=("system",),
+    ),
+    Operation(
+        name="health",
+        summary="Health check endpoint",
+        request=types.Empty,
+        response=types.HealthResponse,
+        scope=None,
+        route=Route("GET", "/health"),
+        rpcs={"HealthCheck": {}},
+        action="health",
+        tags=("system",),
+    ),
+)

@@ -1,0 +1,126 @@
+"""What the specification promises and this release does not do yet: announced with its shape, answered with 501."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from modelops.api.types import Request, Response
+
+JobType = Literal["lora", "dpo", "evaluate"]
+JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+Priority = Literal["low", "medium", "high", "critical"]
+GoalStatus = Literal["pending", "active", "completed", "failed", "cancelled"]
+
+
+class CreateJobRequest(Request):
+    """A learning job to be run."""
+
+    job_type: JobType
+    model_name: str
+    dataset_path: str = ""
+    dataset: list[dict[str, Any]] | None = None
+    eval_dataset_path: str = ""
+    parameters: dict[str, Any] = {}
+    output_model_name: str = ""
+
+
+class LearningJob(Response):
+    """A learning job, as it stands."""
+
+    job_id: str
+    job_type: JobType
+    model_name: str
+    status: JobStatus
+    progress: float = 0.0
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    parameters: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+    error_message: str = ""
+
+
+class CreateGoalRequest(Request):
+    """An objective to be pursued."""
+
+    title: str
+    description: str = ""
+    priority: Priority = "medium"
+    objective: dict[str, Any]
+    target_completion: datetime | None = None
+    limits: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+
+
+class Goal(Response):
+    """A goal, as it stands."""
+
+    goal_id: str
+    title: str
+    description: str = ""
+    priority: Priority = "medium"
+    objective: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    status: GoalStatus
+    progress: float = Field(0.0, ge=0, le=1)
+    steps: list[dict[str, Any]] = []
+    learning_job_ids: list[str] = []
+    result: dict[str, Any] = {}
+    error_message: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    target_completion: datetime | None = None
+    metadata: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A route that answers 501 until its release. Without `response` the answer is text; `many`: a plain array."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    summary: str
+    status: int
+    description: str
+    request: type[Request] | None = None
+    response: type[Response] | None = None
+    many: bool = False
+
+
+PLANNED: tuple[Planned, ...] = (
+    Planned(
+        "GET",
+        "/learning/jobs",
+        "List learning jobs",
+        200,
+        "List of jobs",
+        response=LearningJob,
+        many=True,
+    ),
+    Planned(
+        "POST",
+        "/learning/jobs",
+        "Create a new learning job",
+        201,
+        "Job created successfully",
+        request=CreateJobRequest,
+        response=LearningJob,
+    ),
+    Planned("GET", "/goals", "List active goals", 200, "List of goals", response=Goal, many=True),
+    Planned(
+        "POST",
+        "/goals",
+        "Create a new goal",
+        201,
+        "Goal created successfully",
+        request=CreateGoalRequest,
+        response=Goal,
+    ),
+    Planned("GET", "/metrics", "Prometheus metrics endpoint", 200, "Metrics in Prometheus format"),
+)

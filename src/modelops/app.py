@@ -1,0 +1,174 @@
+"""The composition root: builds the parts from Settings, starts them in order, stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelops.engines.process import kill_leftovers
+from modelops.service import Call, Coordinator
+from modelops.serving.catalog import Catalog
+from modelops.serving.pool import Pool
+from modelops.settings import Settings
+from modelops.store.database import open_database
+from modelops.store.models import ModelQueries
+from modelops.tasks import Tasks
+from modelops.transports.grpc import GrpcServer
+from modelops.transports.rest import RestServer
+from modelops.transports.zmq import ZmqServer
+
+log = logging.getLogger(__name__)
+
+_LONGEST_SOCKET_PATH = 100  # of 108 bytes that the kernel takes, less a file's name
+
+
+class StartError(Exception):
+    """The coordinator cannot start; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A coordinator that serves."""
+
+    coordinator: Coordinator
+    pool: Pool
+    rest: RestServer
+    grpc: GrpcServer
+    zmq: ZmqServer
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """A coordinator that serves while the context is open; leaving it drains, stops the engines, and waits for both."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_only_one(settings.data_dir))
+        runtime_dir = stack.enter_context(_runtime_dir(settings.data_dir))
+        database = await open_database(settings.data_dir / "state.db")
+        stack.push_async_callback(database.dispose)
+        roots = [settings.models_dir, *settings.models.roots]
+        settings.models_dir.mkdir(parents=True, exist_ok=True)
+        catalog = Catalog(ModelQueries(database), roots)
+        await catalog.open()
+        pool = Pool(settings, catalog, runtime_dir)
+        stack.push_async_callback(pool.close)
+        coordinator = Coordinator(settings, catalog, pool)
+        server = settings.server
+        rest = RestServer(coordinator, server.host, server.rest_port, server.max_body_bytes)
+        grpc = GrpcServer(coordinator, server.host, server.grpc_port, server.max_body_bytes)
+        zmq = ZmqServer(coordinator, server.host, server.zmq_port, server.max_body_bytes)
+        for name, transport in (("rest", rest), ("grpc", grpc), ("zmq", zmq)):
+            stack.push_async_callback(transport.stop)
+            try:
+                await transport.start()
+            except OSError as error:
+                raise StartError(_not_bound(name, transport.address, error)) from None
+            coordinator.components[name] = lambda transport=transport: transport.state  # type: ignore[misc]
+        try:
+            yield Running(coordinator, pool, rest, grpc, zmq)
+        finally:
+            await grpc.drain()
+
+
+async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what has been accepted; a second signal ends at once.
+
+    The models named in `load` are loaded first; `ready` is called when they answer. Raises StartError.
+    """
+    stop, at_once = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    tasks = Tasks("serve")
+
+    def signalled() -> None:
+        (at_once if stop.is_set() else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+    async with running(settings) as parts:
+        getting_ready = tasks.start("get ready", _get_ready(parts, load, ready))
+        stopping = tasks.start("stop", stop.wait())
+        await asyncio.wait({getting_ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if getting_ready.done():
+            getting_ready.result()
+            await stop.wait()
+        log.info(
+            "finishing what has been accepted, at most %.0f s; a second signal ends at once",
+            settings.server.drain_s,
+        )
+        await parts.grpc.drain()
+        draining = tasks.start("drain", parts.pool.drain(settings.server.drain_s))
+        hurrying = tasks.start("hurry", at_once.wait())
+        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        await tasks.close()
+
+
+async def _get_ready(parts: Running, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]) -> None:
+    from modelops.api.errors import ModelOpsError
+    from modelops.api.types import ModelLoadRequest
+
+    for name in load:
+        try:
+            await parts.coordinator.load_model(Call("start", "local"), ModelLoadRequest(model_name=name))
+        except ModelOpsError as error:
+            raise StartError(f"'{name}' could not be loaded: {error.message}") from None
+    await ready(parts)
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder: two coordinators would both believe that they are the one writer of its state."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(
+            f"the data folder {data_dir} cannot be used: {error.strerror}; choose one with data_dir"
+        ) from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(
+                f"a coordinator is already running on {data_dir}; stop it, or give this one its own with "
+                "MODELOPS_DATA_DIR"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _runtime_dir(data_dir: Path) -> Iterator[Path]:
+    """A short folder for the engines' sockets; what a killed predecessor left behind goes first."""
+    note = data_dir / "runtime"
+    with contextlib.suppress(OSError):
+        left = Path(note.read_text())
+        if left.name.startswith("modelops-"):
+            if count := kill_leftovers(str(left)):
+                log.warning("killed %d processes that an earlier coordinator left behind", count)
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="modelops-"))
+    if len(str(folder)) > _LONGEST_SOCKET_PATH:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="modelops-", dir="/tmp"))
+    note.write_text(str(folder))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        note.unlink(missing_ok=True)
+
+
+def _not_bound(name: str, address: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE or name == "grpc":
+        return f"{name}: {address} is already in use; stop what uses it, or choose another with --{name}-port"
+    return f"{name}: cannot listen on {address}: {error.strerror}"

@@ -1,0 +1,220 @@
+"""The Python client: every operation over REST, typed, blocking (`Client`) or not (`AsyncClient`).
+
+    from modelops import Client
+
+    with Client() as client:
+        print(client.infer("smollm2", "What is the capital of France?").output_text)
+
+Errors are those of `modelops.api.errors`, each with its `code`, `retry_after_s` and `details`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from modelops.api import types
+from modelops.api.errors import BY_CODE, ModelOpsError
+from modelops.api.operations import OPERATIONS, Operation
+
+DEFAULT_URL = "http://127.0.0.1:8008"
+
+_BY_NAME = {operation.name: operation for operation in OPERATIONS}
+_Answer = TypeVar("_Answer", bound=types.Response)
+
+
+class Unreachable(ModelOpsError):
+    """No coordinator answers at the address."""
+
+    code = "unreachable"
+
+
+class _Wire:
+    """What both clients share: from a request to HTTP, and back."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_s: float | None) -> None:
+        self.url = url.rstrip("/")
+        self.options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {"X-API-Key": api_key} if api_key else {},
+            # The server bounds the answer; a connection that is not there should be noticed at once.
+            "timeout": httpx.Timeout(timeout_s, connect=5.0),
+        }
+
+    def request(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of httpx for the operation `name`; checked here first, so that mistakes cost no round trip."""
+        operation: Operation = _BY_NAME[name]
+        given = {key: value for key, value in fields.items() if value is not None}
+        operation.request.parse(given)
+        path = operation.route.path
+        for key in list(given):
+            if f"{{{key}}}" in path:
+                path = path.replace(f"{{{key}}}", quote(str(given.pop(key)), safe=""))
+        query = {key: str(given.pop(key)).lower() for key in operation.route.query if key in given}
+        arguments: dict[str, Any] = {"method": operation.route.method, "url": path, "params": query}
+        if operation.route.method == "POST":
+            arguments["json"] = given
+        return arguments
+
+    def unreachable(self, error: httpx.TransportError) -> ModelOpsError:
+        """What a broken connection is told as."""
+        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+            return BY_CODE["deadline_exceeded"]("the coordinator did not answer in time")
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return Unreachable(f"no coordinator answers at {self.url}; start one with 'modelops serve'")
+        return Unreachable(f"the connection to {self.url} broke: {type(error).__name__}")
+
+
+def _failure(status: int, body: bytes) -> ModelOpsError:
+    try:
+        told = json.loads(body)
+        kind = BY_CODE.get(told["code"], ModelOpsError)
+        return kind(told["detail"], retry_after_s=told.get("retry_after_s"), details=told.get("details"))
+    except (ValueError, KeyError, TypeError):
+        return ModelOpsError(f"the answer was HTTP {status}, and not from a coordinator")
+
+
+def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
+    if response.is_error:
+        raise _failure(response.status_code, response.content)
+    return kind.model_validate_json(response.content)
+
+
+def _chunk(line: str) -> types.InferenceChunk | None:
+    return types.InferenceChunk.model_validate_json(line[6:]) if line.startswith("data: ") else None
+
+
+class Client:
+    """A blocking client. One may be shared by threads; close it, or use it in a `with`."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float | None = None) -> None:
+        self._wire = _Wire(url, api_key, timeout_s)
+        self._http = httpx.Client(**self._wire.options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def infer(self, model: str, text: str, **options: Any) -> types.InferenceResponse:
+        """The answer to one user turn; `options` are the other fields of InferenceRequest."""
+        return self._call("infer", types.InferenceResponse, model_name=model, input_text=text, **options)
+
+    def stream(self, model: str, text: str, **options: Any) -> Iterator[types.InferenceChunk]:
+        """As `infer`, chunk by chunk as the answer is made; the last is `done`. Closing the iterator cancels."""
+        fields = {"model_name": model, "input_text": text, **options, "stream": True}
+        try:
+            with self._http.stream(**self._wire.request("infer", fields)) as response:
+                if response.is_error:
+                    raise _failure(response.status_code, response.read())
+                for line in response.iter_lines():
+                    if chunk := _chunk(line):
+                        yield chunk
+        except httpx.TransportError as error:
+            raise self._wire.unreachable(error) from error
+
+    def load(self, model: str, path: str = "", **options: Any) -> types.ModelLoadReply:
+        """Load `model`, from `path` where it is not registered; returns when it answers, unless `wait=False`."""
+        return self._call("load_model", types.ModelLoadReply, model_name=model, model_path=path or None, **options)
+
+    def unload(self, model: str, *, force: bool = False) -> types.ModelUnloadReply:
+        """Unload `model` after its requests in flight, or at once with `force`."""
+        return self._call("unload_model", types.ModelUnloadReply, model_name=model, force=force)
+
+    def models(self, *, all: bool = False) -> list[types.ModelInfo]:
+        """What is resident or on its way, or with `all` everything that is registered."""
+        return self._call("list_models", types.ModelList, all=all).models
+
+    def model(self, model: str) -> types.ModelInfo:
+        """One model as it stands."""
+        return self._call("get_model", types.ModelInfo, model_name=model)
+
+    def status(self) -> types.SystemStatus:
+        """The machine and what runs on it."""
+        return self._call("status", types.SystemStatus)
+
+    def health(self) -> types.HealthResponse:
+        """Whether the coordinator can serve, part by part."""
+        return self._call("health", types.HealthResponse)
+
+    def _call(self, name: str, kind: type[_Answer], **fields: Any) -> _Answer:
+        try:
+            return _parsed(kind, self._http.request(**self._wire.request(name, fields)))
+        except httpx.TransportError as error:
+            raise self._wire.unreachable(error) from error
+
+
+class AsyncClient:
+    """The same without blocking: every method is awaited, `stream` is an async iterator."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float | None = None) -> None:
+        self._wire = _Wire(url, api_key, timeout_s)
+        self._http = httpx.AsyncClient(**self._wire.options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def infer(self, model: str, text: str, **options: Any) -> types.InferenceResponse:
+        """As Client.infer."""
+        return await self._call("infer", types.InferenceResponse, model_name=model, input_text=text, **options)
+
+    async def stream(self, model: str, text: str, **options: Any) -> AsyncIterator[types.InferenceChunk]:
+        """As Client.stream; to cancel, close the generator (`contextlib.aclosing`)."""
+        fields = {"model_name": model, "input_text": text, **options, "stream": True}
+        try:
+            async with self._http.stream(**self._wire.request("infer", fields)) as response:
+                if response.is_error:
+                    raise _failure(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if chunk := _chunk(line):
+                        yield chunk
+        except httpx.TransportError as error:
+            raise self._wire.unreachable(error) from error
+
+    async def load(self, model: str, path: str = "", **options: Any) -> types.ModelLoadReply:
+        """As Client.load."""
+        return await self._call(
+            "load_model", types.ModelLoadReply, model_name=model, model_path=path or None, **options
+        )
+
+    async def unload(self, model: str, *, force: bool = False) -> types.ModelUnloadReply:
+        """As Client.unload."""
+        return await self._call("unload_model", types.ModelUnloadReply, model_name=model, force=force)
+
+    async def models(self, *, all: bool = False) -> list[types.ModelInfo]:
+        """As Client.models."""
+        return (await self._call("list_models", types.ModelList, all=all)).models
+
+    async def model(self, model: str) -> types.ModelInfo:
+        """As Client.model."""
+        return await self._call("get_model", types.ModelInfo, model_name=model)
+
+    async def status(self) -> types.SystemStatus:
+        """As Client.status."""
+        return await self._call("status", types.SystemStatus)
+
+    async def health(self) -> types.HealthResponse:
+        """As Client.health."""
+        return await self._call("health", types.HealthResponse)
+
+    async def _call(self, name: str, kind: type[_Answer], **fields: Any) -> _Answer:
+        try:
+            return _parsed(kind, await self._http.request(**self._wire.request(name, fields)))
+        except httpx.TransportError as error:
+            raise self._wire.unreachable(error) from error

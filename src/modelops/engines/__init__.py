@@ -1,0 +1,1 @@
+"""Engines: the programs that run models, each a supervised tree of processes of its own."""

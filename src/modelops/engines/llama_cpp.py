@@ -1,0 +1,234 @@
+"""Drives llama.cpp's HTTP server, whichever program provides it: the xllamacpp package or a llama-server executable.
+
+Owns one engine's process, its socket and its key. It must not decide when to load, whom to serve or what to restart:
+that is the pool's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
+from modelops.engines.base import EngineSpec, Piece, Prompt
+from modelops.engines.process import Exit, Process
+
+_READY_POLL_S = 0.02
+_LONGEST_EVENT = 4 * 2**20  # bytes of one server-sent event; a token is a few hundred
+
+
+def find_executable(configured: str) -> str:
+    """What to run: `configured`, else "" (the xllamacpp package), else llama-server on PATH. Raises EngineFailed."""
+    if configured:
+        if found := shutil.which(configured):
+            return found
+        raise EngineFailed(f"engine.executable names '{Path(configured).name}', which is no executable program")
+    if importlib.util.find_spec("xllamacpp"):
+        return ""
+    if found := shutil.which("llama-server"):
+        return found
+    raise EngineFailed("there is no engine: install the package 'xllamacpp', or put llama-server on PATH")
+
+
+def automatic_batch(file_bytes: int, threads: int, on_gpu: bool) -> int:
+    """Prompt tokens that take about 0.3 s in one step, a power of two from 32 to 2048.
+
+    An engine looks for vanished callers between steps, so a step bounds how long a cancelled prompt holds its slot.
+    On a CPU the rate is about (threads * 10 GB/s) / file size tokens per second: measured with two model sizes' worth
+    of 4-bit weights on AVX2. A GPU is so much faster that the largest step is short.
+    """
+    if on_gpu:
+        return 2048
+    tokens = 0.3 * threads * 10e9 / max(file_bytes, 1)
+    batch = 32
+    while batch < 2048 and batch * 1.5 <= tokens:
+        batch *= 2
+    return batch
+
+
+class Engine:
+    """One running engine: started once, asked many times, stopped once."""
+
+    def __init__(self, spec: EngineSpec, socket: Path) -> None:
+        self.spec = spec
+        self._socket = socket
+        self._key = secrets.token_urlsafe(24)
+        self._session: aiohttp.ClientSession | None = None
+        self._process = Process(
+            f"engine {spec.model_name}", logging.getLogger(f"modelops.engine.{spec.model_name}").debug
+        )
+
+    @property
+    def pid(self) -> int:
+        """Root of the engine's tree of processes."""
+        return self._process.pid
+
+    def argv(self) -> Sequence[str]:
+        """The command, in llama-server's own flags."""
+        spec = self.spec
+        program = [spec.executable] if spec.executable else [sys.executable, "-m", "modelops.engines.llama_server"]
+        layers = [] if spec.gpu_layers < 0 else ["--n-gpu-layers", str(spec.gpu_layers)]
+        return [
+            *program,
+            *("--model", str(spec.file), "--alias", spec.model_name, "--host", str(self._socket)),
+            *("--ctx-size", str(spec.context_length * spec.slots), "--parallel", str(spec.slots)),
+            *("--threads", str(spec.threads), "--threads-batch", str(spec.threads)),
+            *("--batch-size", str(spec.batch_size), "--ubatch-size", str(min(spec.batch_size, 512))),
+            *("--cache-ram", str(spec.cache_ram_mb), *layers, "--jinja", "--slots", "--no-webui"),
+        ]
+
+    async def start(self) -> None:
+        """Start and wait until requests are answered. On failure nothing is left running; raises ModelOpsError."""
+        self._session = aiohttp.ClientSession(
+            # A new connection for each request: the engine closes a kept one after 100 requests or 5 idle seconds,
+            # just when it is about to be used again. On a unix socket a connection costs nothing.
+            connector=aiohttp.UnixConnector(str(self._socket), force_close=True, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            headers={"Authorization": f"Bearer {self._key}"},
+        )
+        started = False
+        try:
+            async with asyncio.timeout(self.spec.load_timeout_s):
+                await self._process.start(self.argv(), {"LLAMA_API_KEY": self._key})
+                await self._ready(self._session)
+            started = True
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"loading '{self.spec.model_name}' took more than {self.spec.load_timeout_s:.0f} s; "
+                "raise engine.load_timeout_s if this machine is slow"
+            ) from None
+        except OSError as error:
+            raise EngineFailed(f"the engine could not be started: {error.strerror}") from None
+        finally:
+            if not started:
+                await self._process.kill()
+                await self._close()
+
+    async def exited(self) -> Exit:
+        """Wait for the end of the process, asked for or not."""
+        return await self._process.exited()
+
+    async def stop(self) -> None:
+        """End the process within the spec's stop timeout, and remove the socket."""
+        await self._process.stop(self.spec.stop_timeout_s)
+        await self._close()
+
+    def memory_bytes(self) -> int:
+        """Resident memory now."""
+        return self._process.memory_bytes()
+
+    async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
+        """The answer, piece by piece. Closing the generator frees the engine's slot.
+
+        Raises InvalidRequest where the engine says that the prompt cannot be served, EngineFailed where it broke.
+        """
+        assert self._session is not None, "the engine has not been started"
+        path, body = _request(prompt)
+        parts = 0
+        try:
+            async with self._session.post(f"http://engine{path}", json=body) as response:
+                if response.status != 200:
+                    raise _refused(self.spec, response.status, await response.content.read(64 * 1024))
+                async for event in _events(response.content):
+                    if "error" in event:
+                        raise _refused(self.spec, 500, json.dumps(event).encode())
+                    if usage := event.get("usage"):
+                        yield Piece("", tokens=int(usage["completion_tokens"]))
+                        return
+                    for choice in event.get("choices", ()):
+                        text = choice["text"] if prompt.raw else choice["delta"].get("content")
+                        if text:
+                            parts += 1
+                            yield Piece(text)
+        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
+            raise await self._broken(error) from None
+        raise await self._broken(None)
+
+    async def _broken(self, cause: Exception | None) -> EngineFailed:
+        # Where the process died, its own last words say more than the broken connection.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                ended = await self._process.exited()
+                return EngineFailed(f"the engine of '{self.spec.model_name}' {ended.reason}")
+        what = type(cause).__name__ if cause else "the answer ended early"
+        return EngineFailed(f"the engine of '{self.spec.model_name}' broke the connection ({what}); try again")
+
+    async def _ready(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            if not self._process.running:
+                ended = await self._process.exited()
+                raise EngineFailed(f"the engine {ended.reason}")
+            # Connecting fails until the socket is there; 503 means that the model is still being read.
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with session.get("http://engine/health") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(_READY_POLL_S)
+
+    async def _close(self) -> None:
+        if self._session:
+            await self._session.close()
+        self._socket.unlink(missing_ok=True)
+
+
+def _request(prompt: Prompt) -> tuple[str, dict[str, Any]]:
+    body: dict[str, Any] = {
+        "max_tokens": prompt.max_tokens,
+        "temperature": prompt.temperature,
+        "top_p": prompt.top_p,
+        "stop": list(prompt.stop),
+        # Always streamed, with progress: only while it writes does a busy engine notice that its caller is gone.
+        "stream": True,
+        "return_progress": True,
+        "stream_options": {"include_usage": True},
+    }
+    if prompt.seed is not None:
+        body["seed"] = prompt.seed
+    if prompt.raw:
+        return "/v1/completions", body | {"prompt": prompt.text}
+    turns = [{"role": "user", "content": prompt.text}]
+    if prompt.system:
+        turns.insert(0, {"role": "system", "content": prompt.system})
+    return "/v1/chat/completions", body | {"messages": turns}
+
+
+async def _events(stream: aiohttp.StreamReader) -> AsyncGenerator[dict[str, Any]]:
+    """The JSON of each server-sent event. Raises ValueError where the engine sends something else."""
+    rest = b""
+    async for block in stream.iter_any():
+        *lines, rest = (rest + block).split(b"\n")
+        if len(rest) > _LONGEST_EVENT:
+            raise ValueError("an event of the engine is too long")
+        for line in lines:
+            if line.startswith(b"data: ") and line != b"data: [DONE]":
+                event = json.loads(line[6:])
+                if not isinstance(event, dict):
+                    raise TypeError("an event of the engine is no object")
+                yield event
+
+
+def _refused(spec: EngineSpec, status: int, body: bytes) -> ModelOpsError:
+    try:
+        error = json.loads(body)["error"]
+        kind, message = error.get("type", ""), str(error.get("message", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        kind, message, error = "", "", {}
+    if kind == "exceed_context_size_error":
+        return InvalidRequest(
+            f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, and '{spec.model_name}' is served with "
+            f"a context of {spec.context_length}; shorten it, or raise engine.context_length"
+        )
+    if status == 400:
+        return InvalidRequest(f"the engine refused the request: {message[:300]}")
+    return EngineFailed(f"the engine of '{spec.model_name}' answered {status}: {message[:300]}")

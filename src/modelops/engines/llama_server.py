@@ -1,0 +1,79 @@
+"""A llama-server made of the xllamacpp package: `python -m modelops.engines.llama_server FLAGS`.
+
+Takes the few llama-server flags that the driver uses, so that one driver runs both. The API key comes in the variable
+LLAMA_API_KEY, never in the arguments, which any user of the machine can read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from typing import Any
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags, named as llama-server names them."""
+    flags = argparse.ArgumentParser(prog="llama_server", allow_abbrev=False)
+    flags.add_argument("--model", required=True)
+    flags.add_argument("--alias", default="")
+    flags.add_argument("--host", required=True)
+    for name in (
+        "ctx-size",
+        "parallel",
+        "threads",
+        "threads-batch",
+        "batch-size",
+        "ubatch-size",
+        "cache-ram",
+    ):
+        flags.add_argument(f"--{name}", type=int, required=True)
+    flags.add_argument("--n-gpu-layers", type=int, default=-1)
+    for name in ("jinja", "slots", "no-webui"):
+        flags.add_argument(f"--{name}", action="store_true")
+    return flags
+
+
+def parameters(flags: argparse.Namespace, api_key: str) -> Any:
+    """The flags as xllamacpp's CommonParams."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = flags.model
+    params.model_alias = {flags.alias} if flags.alias else set()
+    params.hostnames = [flags.host]
+    params.port = 1  # unused on a unix socket, but 0 would mean "no server"
+    params.api_keys = [api_key]
+    params.n_ctx = flags.ctx_size
+    params.n_parallel = flags.parallel
+    params.cpuparams.n_threads = flags.threads
+    params.cpuparams_batch.n_threads = flags.threads_batch
+    params.n_batch = flags.batch_size
+    params.n_ubatch = flags.ubatch_size
+    params.cache_ram_mib = flags.cache_ram
+    params.n_gpu_layers = flags.n_gpu_layers
+    params.use_jinja = flags.jinja
+    params.endpoint_slots = flags.slots
+    params.ui = not flags.no_webui
+    params.fit_params = False  # what does not fit is the coordinator's to decide
+    return params
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    flags = parser().parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    import xllamacpp
+
+    try:
+        server = xllamacpp.Server(parameters(flags, os.environ.pop("LLAMA_API_KEY", "")))
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    # No orderly teardown: requests were drained before the signal, and the memory goes with the process.
+    os._exit(0 if server else 1)
+
+
+if __name__ == "__main__":
+    main()

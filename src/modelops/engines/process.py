@@ -1,0 +1,164 @@
+"""One supervised tree of processes: started in a session of its own, watched, stopped, and gone with the coordinator.
+
+Owns the child and nothing else: it does not know what the program is for. Its reading of the child is advice; whoever
+must be sure waits for `exited`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from modelops.tasks import Tasks
+
+_GUARD = str(Path(__file__).with_name("guard.py"))
+_LINE_LIMIT = 64 * 1024
+_LAST_LINES = 40
+_FOLDERS = re.compile(r"(?:/[^\s/'\":]+)+/")
+_TROUBLE = re.compile(r"error|fail|cannot|abort|exception|assert|out of memory|terminate", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: `code` as in subprocess (negative: the signal), `reason` in words without any path."""
+
+    code: int
+    reason: str
+
+
+class Process:
+    """A child and everything below it."""
+
+    def __init__(self, name: str, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._tasks = Tasks(name)
+        self._last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self._child: asyncio.subprocess.Process | None = None
+        self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start `argv` with `env` added to our own environment. Raises OSError when it cannot be started."""
+        self._child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", _GUARD, str(os.getpid())),
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **env},
+            start_new_session=True,
+            limit=_LINE_LIMIT,
+        )
+        self._tasks.start("watch", self._watch(self._child))
+
+    @property
+    def pid(self) -> int:
+        """The tree's root; 0 before the start."""
+        return self._child.pid if self._child else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the child has been started and has not been seen to end."""
+        return self._child is not None and not self._exited.done()
+
+    async def exited(self) -> Exit:
+        """Wait until the whole tree has ended."""
+        return await asyncio.shield(self._exited)
+
+    async def stop(self, grace_s: float) -> None:
+        """End the tree: ask (SIGTERM), wait `grace_s`, then kill; returns when it is gone."""
+        if not self.running:
+            return
+        self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.exited()
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End the tree at once; returns when it is gone."""
+        if not self.running:
+            return
+        self._signal(signal.SIGUSR1)
+        try:
+            async with asyncio.timeout(2.0):
+                await self.exited()
+        except TimeoutError:
+            # The guard itself does not answer (it may be stopped): its group goes, and with it every child.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            await self.exited()
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the tree; 0 when it is gone."""
+        total = 0
+        try:
+            root = psutil.Process(self.pid)
+            members = [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for member in members:
+            with contextlib.suppress(psutil.Error):
+                total += int(member.memory_info().rss)
+        return total
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    async def _watch(self, child: asyncio.subprocess.Process) -> None:
+        assert child.stdout is not None
+        reading = self._tasks.start("read", self._read(child.stdout))
+        code = await child.wait()
+        # Somebody outside the tree may hold the pipe open; the last lines come at once or not at all.
+        await asyncio.wait([reading], timeout=1.0)
+        reading.cancel()
+        self._exited.set_result(Exit(code, self._reason(code)))
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                raw = await stream.readline()
+            except ValueError:  # a line over the limit: it is dropped
+                continue
+            if not raw:
+                return
+            line = raw.decode("utf-8", "replace").rstrip()
+            if line:
+                self._last.append(line)
+                self._on_line(line)
+
+    def _reason(self, code: int) -> str:
+        if code < 0:
+            try:
+                how = f"was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                how = f"was killed by signal {-code}"
+        else:
+            how = f"ended with status {code}"
+        said = next((line for line in reversed(self._last) if _TROUBLE.search(line)), "") if code else ""
+        return f"{how}: {_FOLDERS.sub('', said)[:300]}" if said else how
+
+
+def kill_leftovers(marker: str) -> int:
+    """Kill every process that has `marker` in its command line, and return how many there were.
+
+    For what a coordinator that was killed may have left: each engine's command line holds the path of its socket.
+    """
+    found = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and any(marker in part for part in process.cmdline()):
+                process.kill()
+                found += 1
+    return found

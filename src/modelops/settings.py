@@ -1,0 +1,200 @@
+"""Settings: defaults < a TOML file < MODELOPS_… variables < flags. Typed, read once, frozen.
+
+An unknown key is refused, with the nearest right name. Nested keys are written `[server]` and `rest_port = 8008` in
+the file, `MODELOPS_SERVER__REST_PORT=8008` as a variable, and `server.rest_port` in messages and documentation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+PREFIX = "MODELOPS_"
+#: Variables of the same prefix that are not settings: where the configuration file is, and what clients read.
+NOT_SETTINGS = frozenset({"MODELOPS_CONFIG", "MODELOPS_URL", "MODELOPS_API_KEY"})
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message names the key, what is wrong, and what would be right."""
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "modelops"
+
+
+def _split(value: object) -> object:
+    """A list written in one variable: its parts stand between colons, as in PATH."""
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """Base of the groups of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    """Where the coordinator listens, and how long it waits."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on, for all three transports.")
+    rest_port: Port = Field(8008, description="REST; 0 takes any free port.")
+    grpc_port: Port = Field(7212, description="gRPC; 0 takes any free port.")
+    zmq_port: Port = Field(7211, description="ZMQ; 0 takes any free port.")
+    max_body_bytes: int = Field(1_048_576, ge=16_384, description="Largest request that is read.")
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="Longest that a request may take when its caller sets no deadline."
+    )
+    drain_s: float = Field(30.0, ge=0, description="Time for requests in flight to end at shutdown.")
+
+
+class ModelsSettings(Section):
+    """Which model files may be served."""
+
+    roots: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field(
+        (),
+        description="Folders, beside <data_dir>/models, whose GGUF files may be served. As a variable: a:b:c.",
+    )
+    autoload: bool = Field(True, description="Load a registered model on its first request.")
+    max_queue: int = Field(256, ge=0, description="Requests that may wait for one model; more are refused (503).")
+
+
+class EngineSettings(Section):
+    """How engines are run."""
+
+    executable: str = Field(
+        "",
+        description="A llama-server executable. Empty: the xllamacpp package, or llama-server on PATH without it.",
+    )
+    slots: int = Field(4, ge=1, le=256, description="Requests that one engine answers at once.")
+    context_length: int = Field(
+        4096, ge=256, description="Tokens of prompt and answer together per request; at most the model's own."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the cores this process may use.")
+    batch_size: int = Field(0, ge=0, description="Prompt tokens processed in one step; 0: what takes about 0.3 s here.")
+    cache_ram_mb: int = Field(0, ge=0, description="RAM for prompts that have left their slot, per engine.")
+    load_timeout_s: float = Field(60.0, gt=0, description="Time to load a model, beside load_timeout_s_per_gb.")
+    load_timeout_s_per_gb: float = Field(30.0, ge=0, description="Added for each GB of the model's file.")
+    stop_timeout_s: float = Field(5.0, ge=0, description="Time between asking an engine to end and killing it.")
+
+
+class MemorySettings(Section):
+    """How much memory models may take."""
+
+    budget_mb: int = Field(0, ge=0, description="RAM for models; 0: what is free, less reserve_mb.")
+    reserve_mb: int = Field(512, ge=0, description="RAM left to everything else.")
+
+
+class LogSettings(Section):
+    """What the coordinator says about itself, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """All settings, validated and frozen."""
+
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="Where models and state are kept; by default modelops under the user's data folder.",
+    )
+    server: ServerSettings = ServerSettings()
+    models: ModelsSettings = ModelsSettings()
+    engine: EngineSettings = EngineSettings()
+    memory: MemorySettings = MemorySettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def models_dir(self) -> Path:
+        """The first model root: where downloads go."""
+        return self.data_dir / "models"
+
+
+def load(
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """The settings from all sources; `flags` maps dotted keys to values, None meaning "not given".
+
+    Without `file`, the file named by MODELOPS_CONFIG is read, if any. Raises SettingsError.
+    """
+    environ = os.environ if environ is None else environ
+    named = environ.get(f"{PREFIX}CONFIG")
+    file = file or (Path(named) if named else None)
+    merged: dict[str, Any] = {}
+    if file:
+        _merge(merged, _read(file))
+    for key, value in environ.items():
+        if key.startswith(PREFIX) and key not in NOT_SETTINGS:
+            _merge(merged, _nested(key.removeprefix(PREFIX).lower().split("__"), value, key))
+    for key, flag in (flags or {}).items():
+        if flag is not None:
+            _merge(merged, _nested(key.split("."), flag, key))
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(error))) from None
+
+
+def described() -> Iterator[tuple[str, str, str]]:
+    """Every setting as (dotted key, default, description), in order: the source of docs/settings.md."""
+    for name, section in Settings.model_fields.items():
+        kind = section.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            yield name, "…/modelops", section.description or ""
+            continue
+        for key, value in kind.model_fields.items():
+            default = value.get_default(call_default_factory=False)
+            yield f"{name}.{key}", _written(default), value.description or ""
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[]"
+    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the configuration file {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}") from None
+
+
+def _nested(path: list[str], value: object, source: str) -> dict[str, Any]:
+    if not all(path):
+        raise SettingsError(f"{source} is no setting; a variable is written {PREFIX}SECTION__KEY")
+    for part in reversed(path):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        present = base.get(key)
+        if isinstance(present, dict) and isinstance(value, Mapping):
+            _merge(present, value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    keys = [key for key, _, _ in described()]
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            yield f"unknown setting '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+        else:
+            yield f"setting '{key}': {fault['msg'][0].lower()}{fault['msg'][1:]} (it is {fault['input']!r})"

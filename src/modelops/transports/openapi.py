@@ -1,0 +1,210 @@
+"""The OpenAPI 3.0.3 document, made from the operations table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from modelops.api.operations import OPERATIONS, Operation
+from modelops.api.planned import PLANNED, Planned
+from modelops.api.types import Request
+
+_STATUS = {
+    "invalid_request": (400, "Invalid request"),
+    "unauthenticated": (401, "No key, or a wrong one"),
+    "permission_denied": (403, "The key lacks the scope"),
+    "not_found": (404, "Model not found"),
+    "conflict": (409, "Model already loaded, or in a state that does not allow this"),
+    "too_large": (413, "Request too large"),
+    "rate_limited": (429, "Rate limit exceeded"),
+    "internal": (500, "Internal error"),
+    "not_implemented": (501, "Not in this release"),
+    "engine_failed": (502, "The engine broke"),
+    "overloaded": (503, "Service overloaded"),
+    "deadline_exceeded": (504, "The deadline passed"),
+    "insufficient_memory": (507, "Insufficient VRAM, or insufficient memory on another device"),
+}
+_SUCCESS = {
+    "health": "Service is healthy",
+    "infer": "Inference completed successfully",
+    "list_models": "List of models",
+    "load_model": "Model loaded successfully",
+    "unload_model": "Model unloaded successfully",
+}
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457 problem details. `success` and `error_message` are there for clients that only know "
+    "InferenceResponse.",
+    "required": ["type", "title", "status", "detail", "code", "request_id", "success", "error_message"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "enum": sorted(_STATUS)},
+        "request_id": {"type": "string"},
+        "retry_after_s": {"type": "number"},
+        "details": {"type": "object", "additionalProperties": {"type": "string"}},
+        "success": {"type": "boolean", "enum": [False]},
+        "error_message": {"type": "string"},
+    },
+}
+
+
+def document() -> dict[str, Any]:
+    """The whole document, a fresh copy."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.route.path, {})[operation.route.method.lower()] = _operation(operation)
+    for planned in PLANNED:
+        paths.setdefault(planned.path, {})[planned.method.lower()] = _planned(planned)
+    return {
+        "openapi": "3.0.3",
+        "info": {
+            "title": "ModelOps Coordinator REST API",
+            "version": "1.0.0",
+            "description": "Unified model lifecycle, inference, and resource management",
+            "contact": {"name": "ModelOps Team", "email": "modelops@company.com"},
+        },
+        "servers": [
+            {"url": "https://moc.company.com:8008", "description": "Production server"},
+            {"url": "http://localhost:8008", "description": "Development server"},
+        ],
+        "security": [{"ApiKeyAuth": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"ApiKeyAuth": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+            "schemas": _schemas(),
+        },
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    route = operation.route
+    success: dict[str, Any] = {
+        "description": _SUCCESS.get(operation.name, "The answer"),
+        "content": {"application/json": {"schema": _ref(operation.response)}},
+    }
+    if operation.stream_rpc:
+        success["content"]["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": 'With "stream": true: each event is an InferenceChunk.',
+            }
+        }
+    responses = {str(route.status): success}
+    if "wait" in route.query:
+        responses["202"] = {**success, "description": "Loading has begun (wait=false)"}
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "tags": list(operation.tags),
+        "parameters": list(_parameters(operation)),
+        "responses": responses | _errors(operation.errors),
+    }
+    if route.method == "POST":
+        described["requestBody"] = _body(operation.request)
+    return described
+
+
+def _planned(planned: Planned) -> dict[str, Any]:
+    if planned.response is None:
+        content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    else:
+        one = _ref(planned.response)
+        content = {"application/json": {"schema": {"type": "array", "items": one} if planned.many else one}}
+    success = {"description": planned.description, "content": content}
+    described: dict[str, Any] = {
+        "summary": planned.summary,
+        "tags": ["planned"],
+        "responses": {str(planned.status): success} | _errors(("not_implemented",)),
+    }
+    if planned.request:
+        described["requestBody"] = _body(planned.request)
+    return described
+
+
+def _body(request: type[Request]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
+
+
+def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
+    fields = operation.request.model_fields
+    for name in fields:
+        if f"{{{name}}}" in operation.route.path:
+            yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        elif name in operation.route.query:
+            yield {
+                "name": name,
+                "in": "query",
+                "description": fields[name].description or "",
+                "schema": {"type": "boolean", "default": fields[name].default},
+            }
+    yield {
+        "name": "X-Request-Timeout",
+        "in": "header",
+        "description": "Seconds after which the caller no longer wants the answer.",
+        "schema": {"type": "number", "minimum": 0, "exclusiveMinimum": True},
+    }
+
+
+def _errors(codes: Iterable[str]) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    retry = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
+    return {
+        str(status): {"description": title, "content": content} | ({"headers": retry} if status in (429, 503) else {})
+        for status, title in (_STATUS[code] for code in (*codes, "internal"))
+    }
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _schemas() -> dict[str, Any]:
+    models: dict[type[BaseModel], None] = {}
+    for operation in OPERATIONS:
+        if operation.route.method == "POST":
+            models[operation.request] = None
+        models[operation.response] = None
+    for planned in PLANNED:
+        models.update({model: None for model in (planned.request, planned.response) if model})
+    _, found = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    return {**{name: _as_3_0(schema) for name, schema in found["$defs"].items()}, "Problem": _PROBLEM}
+
+
+def _as_3_0(schema: Any) -> Any:
+    """JSON Schema as pydantic writes it, in the words of OpenAPI 3.0: `nullable`, `example`, no `const`."""
+    if isinstance(schema, list):
+        return [_as_3_0(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        match key:
+            case "anyOf":
+                options = [_as_3_0(option) for option in value if option != {"type": "null"}]
+                if len(options) < len(value):
+                    result["nullable"] = True
+                result.update(options[0] if len(options) == 1 else {"anyOf": options})
+            case "examples":
+                result["example"] = value[0]
+            case "const":
+                result["enum"] = [value]
+            case "title":
+                if not isinstance(value, str):  # a property of that name, not the schema's own title
+                    result[key] = _as_3_0(value)
+            case "default" if value is None:
+                continue
+            case "default":
+                result[key] = value
+            case _:
+                result[key] = _as_3_0(value)
+    if "$ref" in result and len(result) > 1:
+        result = {"allOf": [{"$ref": result.pop("$ref")}], **result}
+    return result

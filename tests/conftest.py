@@ -1,0 +1,31 @@
+"""Fixtures. `smollm2` is the real default model's file; `served` a coordinator that serves it, shared by all tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelops import settings
+from modelops.serving import sources
+from support import Served, serving
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model's file: the user's own where it is whole, else fetched."""
+    source = sources.parse(sources.KNOWN["smollm2"])
+    file = settings.load(environ={}).models_dir / "smollm2.gguf"
+    if not sources.has_digest(file, source.sha256):
+        file = tmp_path_factory.mktemp("fetched") / "smollm2.gguf"
+        asyncio.run(sources.fetch(source, file, lambda _done, _total: None))
+    return file
+
+
+@pytest.fixture(scope="session")
+def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A coordinator with the model `smollm2` loaded, for tests that leave it as they found it."""
+    with serving(tmp_path_factory.mktemp("served"), links=[("smollm2", smollm2)], load=["smollm2"]) as running:
+        yield running

@@ -1,0 +1,133 @@
+#!/usr/bin/env -S python3 -S
+"""A llama-server that answers without a model: a real process, for tests of what engines do wrong.
+
+Its behaviour comes as JSON in the variable FAKE_ENGINE:
+  load_s       seconds from the start until /health says ok (before: 503)
+  load_fails   end with status 1 and this message instead of serving; a list: one start each, then all is well
+  count_file   a file in which each start adds a line, so that starts can be counted (needed by a list of load_fails)
+  token_s      seconds between two tokens
+  prompt_s     seconds before the first
+  tokens       most tokens of an answer (default: max_tokens)
+  die_after    kill the whole process with SIGKILL after that many tokens
+  hang_after   stop answering, the connection open, after that many tokens
+  garbage      answer with bytes that are no HTTP events
+  status       answer every request with this HTTP status
+  child        start a child process that outlives nothing: it sleeps, in the tree
+  ignore_term  do not end on SIGTERM
+"""
+
+import argparse
+import json
+import os
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+BEHAVIOUR = json.loads(os.environ.get("FAKE_ENGINE", "{}"))
+STARTED = time.monotonic()
+ACTIVE = 0
+LOCK = threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def reply(self, status: int, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            ready = time.monotonic() - STARTED >= BEHAVIOUR.get("load_s", 0)
+            self.reply(200 if ready else 503, {"status": "ok" if ready else "loading"})
+        else:
+            self.reply(404, {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.headers["Authorization"] != f"Bearer {os.environ['LLAMA_API_KEY']}":
+            self.reply(401, {"error": {"message": "Invalid API Key", "type": "authentication_error"}})
+            return
+        if status := BEHAVIOUR.get("status"):
+            self.reply(status, {"error": {"message": "as told", "type": "server_error", "code": status}})
+            return
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if BEHAVIOUR.get("garbage"):
+            self.wfile.write(b"data: {this is no JSON\n\n")
+            return
+        time.sleep(BEHAVIOUR.get("prompt_s", 0))
+        chat = "chat" in self.path
+        count = min(body["max_tokens"], BEHAVIOUR.get("tokens", 1 << 30))
+        for number in range(count):
+            if number == BEHAVIOUR.get("die_after"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number == BEHAVIOUR.get("hang_after"):
+                time.sleep(3600)
+            text = f"w{number} "
+            choice = {"delta": {"content": text}} if chat else {"text": text}
+            self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
+            time.sleep(BEHAVIOUR.get("token_s", 0))
+        self.event({"choices": [], "usage": {"completion_tokens": count, "prompt_tokens": 1}})
+
+    def event(self, value: object) -> None:
+        self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+        self.wfile.flush()
+
+
+class Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, *args: object) -> None:
+        pass  # a vanished client is nothing to report
+
+
+def failure() -> str:
+    """Why this start fails, or nothing."""
+    starts = 0
+    if path := BEHAVIOUR.get("count_file"):
+        with Path(path).open("a+") as file:
+            file.write(f"{os.getpid()}\n")
+            file.seek(0)
+            starts = len(file.readlines())
+    fails = BEHAVIOUR.get("load_fails", "")
+    if isinstance(fails, list):
+        return fails[starts - 1] if starts <= len(fails) else ""
+    return fails
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser()
+    flags.add_argument("--host", required=True)
+    host = flags.parse_known_args()[0].host
+    if why := failure():
+        sys.exit(why)
+    if BEHAVIOUR.get("ignore_term"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if BEHAVIOUR.get("child"):
+        subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    print("fake engine serving", flush=True)
+    Server(host, Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
