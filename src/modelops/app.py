@@ -63,6 +63,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(pool.close)
         coordinator = Coordinator(settings, catalog, pool)
         server = settings.server
+        if server.host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning("listening on %s: whoever reaches it may use it, for there are no keys yet", server.host)
         rest = RestServer(coordinator, server.host, server.rest_port, server.max_body_bytes)
         grpc = GrpcServer(coordinator, server.host, server.grpc_port, server.max_body_bytes)
         zmq = ZmqServer(coordinator, server.host, server.zmq_port, server.max_body_bytes)

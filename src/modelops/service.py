@@ -179,12 +179,12 @@ class Coordinator:
     async def health(self, _: Call, __: types.Empty) -> types.HealthResponse:
         """Healthy while everything serves; degraded while a part or a model does not; unhealthy without any part."""
         components = {name: say() for name, say in self.components.items()}
-        bad = sum(state != "healthy" for state in components.values())
+        down = [name for name, state in components.items() if state != "healthy"]
         failed = [view.version.model_name for view in self._pool.views() if view.status == "failed"]
         components["models"] = f"degraded: failed: {', '.join(failed)}" if failed else "healthy"
         status: types.HealthStatus = "healthy"
-        if bad or failed:
-            status = "unhealthy" if components and bad == len(self.components) and bad else "degraded"
+        if down or failed:
+            status = "unhealthy" if len(down) == len(self.components) else "degraded"
         return types.HealthResponse(
             status=status, timestamp=datetime.now(UTC), components=components, version=self._version
         )

@@ -26,8 +26,10 @@ def _no_nul(text: str) -> str:
 
 
 def _utf8(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("must be valid Unicode: it holds a lone surrogate")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode: it holds a lone surrogate") from None
     return text
 
 

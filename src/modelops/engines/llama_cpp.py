@@ -121,8 +121,10 @@ class Engine:
 
     async def stop(self) -> None:
         """End the process within the spec's stop timeout, and remove the socket."""
-        await self._process.stop(self.spec.stop_timeout_s)
-        await self._close()
+        try:
+            await self._process.stop(self.spec.stop_timeout_s)
+        finally:
+            await self._close()
 
     def memory_bytes(self) -> int:
         """Resident memory now."""

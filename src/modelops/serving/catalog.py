@@ -54,7 +54,8 @@ class Catalog:
         self._queries = queries
         self._roots = [root.resolve() for root in roots]
         self._models: dict[str, _Model] = {}
-        self._known_files: dict[tuple[str, str, int, int], int] = {}
+        self._known: dict[tuple[str, str, int, int], int] = {}  # (name, file, size, mtime) → version's number
+        self._files: set[Path] = set()
         self._registering = asyncio.Lock()  # two registrations of one file must find each other
 
     async def open(self) -> None:
@@ -105,7 +106,7 @@ class Catalog:
         async with self._registering:
             stat = await asyncio.to_thread(file.stat)
             identity = (name, str(file), stat.st_size, stat.st_mtime_ns)
-            if identity not in self._known_files:
+            if identity not in self._known:
                 row = VersionRow(
                     model_name=name,
                     number=0,
@@ -119,7 +120,7 @@ class Catalog:
                 self._remember(await self._queries.add(row))
                 log.info("registered %s from %s", name, file.name)
             model = self._models[name]
-            model.active = self._known_files[identity]
+            model.active = self._known[identity]
             return model.versions[model.active]
 
     def _remember(self, row: VersionRow) -> None:
@@ -134,7 +135,8 @@ class Catalog:
             digest=row.digest,
         )
         model.active = row.number
-        self._known_files[(row.model_name, row.file, row.size, row.mtime_ns)] = row.number
+        self._known[(row.model_name, row.file, row.size, row.mtime_ns)] = row.number
+        self._files.add(file)
 
     def _shown(self, file: Path) -> str:
         root = next((root for root in self._roots if file.is_relative_to(root)), None)
@@ -154,8 +156,10 @@ class Catalog:
 
     async def _discover(self, name: str, entry: Path) -> None:
         file = entry.resolve()
-        # A file that was replaced is a new version of its model; another file of a known name is left alone.
-        if not _NAME.fullmatch(name) or (name in self._models and self.active(name).file != file):
+        # A file that was replaced is a new version of its model. Another file of a known name is left alone, and so is
+        # a file that somebody has registered under another name.
+        ours = self.active(name).file == file if name in self._models else file not in self._files
+        if not ours or not _NAME.fullmatch(name):
             return
         if not self._inside(file):
             log.warning("skipping %s: the link leads out of the model roots", entry.name)

@@ -283,8 +283,8 @@ class Pool:
         if resident.engine is engine and self._scheduler.models[name].phase == "loaded":
             log.warning("the engine of %s %s", name, ended.reason)
             resident.engine = None
-            await engine.stop()
             self._dispatch(Exited(name, ended.reason))
+            await engine.stop()  # nothing runs any more: this closes the connections and removes the socket
 
     async def _stop(self, name: str, resident: _Resident) -> None:
         if resident.starting and not resident.starting.done():

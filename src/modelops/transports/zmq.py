@@ -12,6 +12,7 @@ import logging
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,12 +58,13 @@ class _Gone(Exception):
 
 
 class _Peer:
-    """Where an answer goes: the frames before the body, and the connection that the request came over."""
+    """Where an answer goes: the frames before the body, the connection that the request came over, and its id."""
 
     def __init__(self, envelope: Sequence[bytes], body: zmq.Frame) -> None:
         self.envelope = list(envelope)
         self.connection = int(body.get(zmq.SRCFD))
         self.strict = body.get("Socket-Type") == "REQ"
+        self.request_id = _find_request_id(body.bytes)
 
 
 class ZmqServer:
@@ -78,7 +80,7 @@ class ZmqServer:
         self._monitor: zmq.asyncio.Socket | None = None
         self._tasks = Tasks("zmq")
         # Which work belongs to which connection, so that it ends when its caller is gone.
-        self._working: dict[int, dict[asyncio.Task[None], tuple[bytes, str]]] = {}
+        self._working: dict[int, dict[asyncio.Task[None], _Peer]] = {}
 
     @property
     def address(self) -> str:
@@ -126,11 +128,8 @@ class ZmqServer:
             # Work of a connection that ended before this message came must not be taken for the new one's.
             await self._end_gone()
             peer = _Peer([frame.bytes for frame in frames[:-1]], frames[-1])
-            body = frames[-1].bytes
-            request_id = _find_request_id(body)
-            task = self._tasks.start(f"answer {request_id}", self._answer(peer, body, request_id))
-            mine = self._working.setdefault(peer.connection, {})
-            mine[task] = (peer.envelope[0], request_id)
+            task = self._tasks.start("answer", self._answer(peer, frames[-1].bytes))
+            self._working.setdefault(peer.connection, {})[task] = peer
             task.add_done_callback(partial(self._ended, peer.connection))
 
     def _ended(self, connection: int, task: asyncio.Task[None]) -> None:
@@ -155,32 +154,29 @@ class ZmqServer:
                         task.cancel()
 
     # --- one message ---
-    async def _answer(self, peer: _Peer, body: bytes, request_id: str) -> None:
+    async def _answer(self, peer: _Peer, body: bytes) -> None:
         with contextlib.suppress(_Gone):
-            await self._answer_present(peer, body, request_id)
+            call = Call(peer.request_id or uuid.uuid4().hex, "zmq")
+            try:
+                if len(body) > self._max_body_bytes:
+                    raise TooLarge(f"the request is over {self._max_body_bytes} bytes")
+                message = _envelope(types.from_json(body))
+                peer.request_id = message.get("request_id", "")
+                call = replace(call, request_id=peer.request_id or call.request_id, timeout_s=message.get("timeout_s"))
+                await self._perform(peer, call, message)
+                return
+            except _Gone:
+                raise
+            except ModelOpsError as error:
+                failure = error
+            except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
+                failure = internal(call, error)
+            await self._send(peer, _failed(call, failure))
 
-    async def _answer_present(self, peer: _Peer, body: bytes, request_id: str) -> None:
-        call = Call(request_id or uuid.uuid4().hex, "zmq")
-        try:
-            if len(body) > self._max_body_bytes:
-                raise TooLarge(f"the request is over {self._max_body_bytes} bytes")
-            message = _envelope(types.from_json(body))
-            request_id = message.get("request_id", "")
-            call = Call(request_id or call.request_id, "zmq", message.get("timeout_s"), call.received)
-            await self._perform(peer, call, message, request_id)
-            return
-        except ModelOpsError as error:
-            failure = error
-        except _Gone:
-            raise
-        except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
-            failure = internal(call, error)
-        await self._send(peer, _failed(call, request_id, failure))
-
-    async def _perform(self, peer: _Peer, call: Call, message: dict[str, Any], request_id: str) -> None:
+    async def _perform(self, peer: _Peer, call: Call, message: dict[str, Any]) -> None:
         action, payload = message["action"], message.get("payload", {})
         if action == "cancel":
-            await self._send(peer, _done(call, request_id, self._cancel(peer, payload)))
+            await self._send(peer, _done(call, self._cancel(peer, payload)))
             return
         operation = _ACTIONS[action]
         if "stream" in message and isinstance(payload, dict):
@@ -191,17 +187,20 @@ class ZmqServer:
                 raise InvalidRequest("a REQ socket takes one answer; stream over a DEALER socket")
             async with contextlib.aclosing(self._coordinator.infer_stream(call, request)) as chunks:
                 async for chunk in chunks:
-                    await self._send(peer, _piece(call, request_id, chunk))
+                    await self._send(peer, _piece(call, chunk))
             return
         answer = await getattr(self._coordinator, operation.name)(call, request)
-        await self._send(peer, _done(call, request_id, answer.model_dump(mode="json")))
+        await self._send(peer, _done(call, answer.model_dump(mode="json")))
 
     def _cancel(self, peer: _Peer, payload: Any) -> dict[str, Any]:
         """Ends the caller's own request with that id: for clients that pipeline, and so cannot just hang up."""
         if not isinstance(payload, dict) or set(payload) != {"request_id"}:
             raise InvalidRequest("the payload of 'cancel' is {\"request_id\": the request to end}")
-        mine = self._working.get(peer.connection, {})
-        found = [task for task, key in mine.items() if key == (peer.envelope[0], payload["request_id"])]
+        found = [
+            task
+            for task, other in self._working.get(peer.connection, {}).items()
+            if other.envelope[0] == peer.envelope[0] and other.request_id == payload["request_id"] and other is not peer
+        ]
         for task in found:
             task.cancel()
         return {"cancelled": len(found)}
@@ -210,6 +209,7 @@ class ZmqServer:
     async def _send(self, peer: _Peer, answer: dict[str, Any]) -> None:
         """Send, waiting for a slow reader a while; one that reads nothing for longer is given up."""
         assert self._socket is not None
+        answer["request_id"] = peer.request_id
         frames = [*peer.envelope, json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")]
         wait, left = 0.002, _LONGEST_SEND_S
         while True:
@@ -257,31 +257,29 @@ def _find_request_id(body: bytes) -> str:
     return found[1].decode("utf-8", "replace") if found else ""
 
 
-def _done(call: Call, request_id: str, result: Any) -> dict[str, Any]:
+def _done(call: Call, result: Any) -> dict[str, Any]:
     return {
         "success": True,
         "result": result,
         "error": None,
-        "request_id": request_id,
         "latency_ms": call.latency_ms,
     }
 
 
-def _piece(call: Call, request_id: str, chunk: types.InferenceChunk) -> dict[str, Any]:
+def _piece(call: Call, chunk: types.InferenceChunk) -> dict[str, Any]:
     """A chunk of a stream; the last one is marked, and fails where the answer was cut short."""
-    answer = _done(call, request_id, chunk.model_dump(mode="json", exclude_none=True)) | {"done": chunk.done}
+    answer = _done(call, chunk.model_dump(mode="json", exclude_none=True)) | {"done": chunk.done}
     if chunk.final and not chunk.final.success:
         answer |= {"success": False, "error": chunk.final.error_message}
     return answer
 
 
-def _failed(call: Call, request_id: str, error: ModelOpsError) -> dict[str, Any]:
+def _failed(call: Call, error: ModelOpsError) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "success": False,
         "result": None,
         "error": error.message,
         "code": STATUS[error.code],
-        "request_id": request_id,
         "latency_ms": call.latency_ms,
         "done": True,
     }
