@@ -10,6 +10,7 @@ Its behaviour comes as JSON in the variable FAKE_ENGINE:
   tokens       most tokens of an answer (default: max_tokens)
   die_after    kill the whole process with SIGKILL after that many tokens
   hang_after   stop answering, the connection open, after that many tokens
+  echo         answer with one token: the request's path and body, as JSON
   garbage      answer with bytes that are no HTTP events
   status       answer every request with this HTTP status
   child        start a child process that outlives nothing: it sleeps, in the tree
@@ -76,13 +77,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         time.sleep(BEHAVIOUR.get("prompt_s", 0))
         chat = "chat" in self.path
-        count = min(body["max_tokens"], BEHAVIOUR.get("tokens", 1 << 30))
+        count = 1 if BEHAVIOUR.get("echo") else min(body["max_tokens"], BEHAVIOUR.get("tokens", 1 << 30))
         for number in range(count):
             if number == BEHAVIOUR.get("die_after"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if number == BEHAVIOUR.get("hang_after"):
                 time.sleep(3600)
-            text = f"w{number} "
+            text = json.dumps({"path": self.path} | body) if BEHAVIOUR.get("echo") else f"w{number} "
             choice = {"delta": {"content": text}} if chat else {"text": text}
             self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
             time.sleep(BEHAVIOUR.get("token_s", 0))
@@ -112,7 +113,7 @@ def failure() -> str:
     fails = BEHAVIOUR.get("load_fails", "")
     if isinstance(fails, list):
         return fails[starts - 1] if starts <= len(fails) else ""
-    return fails
+    return str(fails)
 
 
 def main() -> None:

@@ -68,8 +68,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         rest = RestServer(coordinator, server.host, server.rest_port, server.max_body_bytes)
         grpc = GrpcServer(coordinator, server.host, server.grpc_port, server.max_body_bytes)
         zmq = ZmqServer(coordinator, server.host, server.zmq_port, server.max_body_bytes)
-        for name, transport in (("rest", rest), ("grpc", grpc), ("zmq", zmq)):
-            stack.push_async_callback(transport.stop)
+        transports = (("rest", rest), ("grpc", grpc), ("zmq", zmq))
+        for _, transport in transports:
+            stack.push_async_callback(transport.stop)  # of all, before any starts: where one fails, the rest end too
+        for name, transport in transports:
             try:
                 await transport.start()
             except OSError as error:
@@ -79,6 +81,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             yield Running(coordinator, pool, rest, grpc, zmq)
         finally:
             await grpc.drain()
+            await pool.close()  # before the transports: through them, what is cut short is told so
 
 
 async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]) -> None:

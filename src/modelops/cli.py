@@ -297,13 +297,17 @@ def status(client: Client, as_json: bool) -> None:
             f"{device.reserved_mb} MB held by models, {device.utilization_percent:.0f} % busy"
         )
     click.echo(
-        f"{found.models_loaded} models loaded, {found.active_requests} requests active, {found.queued_requests} waiting"
+        f"models loaded: {found.models_loaded}, requests active: {found.active_requests}, "
+        f"waiting: {found.queued_requests}"
     )
 
 
 @_client_command("health")
 def health(client: Client, as_json: bool) -> None:
-    """Say whether the coordinator can serve; the exit status is 0 only if it is healthy."""
+    """Say whether the coordinator can serve.
+
+    The exit status is 0 only if it is healthy.
+    """
     found = client.health()
     if as_json:
         _print(found)

@@ -11,14 +11,14 @@ Errors are those of `modelops.api.errors`, each with its `code`, `retry_after_s`
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from modelops.api import types
-from modelops.api.errors import BY_CODE, ModelOpsError
+from modelops.api.errors import BY_CODE, InvalidRequest, ModelOpsError
 from modelops.api.operations import OPERATIONS, Operation
 
 DEFAULT_URL = "http://127.0.0.1:8008"
@@ -37,6 +37,12 @@ class _Wire:
     """What both clients share: from a request to HTTP, and back."""
 
     def __init__(self, url: str, api_key: str | None, timeout_s: float | None) -> None:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL:
+            parsed = httpx.URL()
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise InvalidRequest(f"'{url}' is no address of a coordinator; one is written {DEFAULT_URL}")
         self.url = url.rstrip("/")
         self.options: dict[str, Any] = {
             "base_url": self.url,
@@ -75,13 +81,20 @@ def _failure(status: int, body: bytes) -> ModelOpsError:
         kind = BY_CODE.get(told["code"], ModelOpsError)
         return kind(told["detail"], retry_after_s=told.get("retry_after_s"), details=told.get("details"))
     except (ValueError, KeyError, TypeError):
-        return ModelOpsError(f"the answer was HTTP {status}, and not from a coordinator")
+        return _strange(status)
+
+
+def _strange(status: int) -> ModelOpsError:
+    return ModelOpsError(f"the answer was HTTP {status}, and not from a coordinator")
 
 
 def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
-    if response.is_error:
+    if not response.is_success:
         raise _failure(response.status_code, response.content)
-    return kind.model_validate_json(response.content)
+    try:
+        return kind.model_validate_json(response.content)
+    except ValueError:
+        raise _strange(response.status_code) from None
 
 
 def _chunk(line: str) -> types.InferenceChunk | None:
@@ -109,12 +122,12 @@ class Client:
         """The answer to one user turn; `options` are the other fields of InferenceRequest."""
         return self._call("infer", types.InferenceResponse, model_name=model, input_text=text, **options)
 
-    def stream(self, model: str, text: str, **options: Any) -> Iterator[types.InferenceChunk]:
+    def stream(self, model: str, text: str, **options: Any) -> Generator[types.InferenceChunk]:
         """As `infer`, chunk by chunk as the answer is made; the last is `done`. Closing the iterator cancels."""
         fields = {"model_name": model, "input_text": text, **options, "stream": True}
         try:
             with self._http.stream(**self._wire.request("infer", fields)) as response:
-                if response.is_error:
+                if not response.is_success:
                     raise _failure(response.status_code, response.read())
                 for line in response.iter_lines():
                     if chunk := _chunk(line):
@@ -174,12 +187,12 @@ class AsyncClient:
         """As Client.infer."""
         return await self._call("infer", types.InferenceResponse, model_name=model, input_text=text, **options)
 
-    async def stream(self, model: str, text: str, **options: Any) -> AsyncIterator[types.InferenceChunk]:
+    async def stream(self, model: str, text: str, **options: Any) -> AsyncGenerator[types.InferenceChunk]:
         """As Client.stream; to cancel, close the generator (`contextlib.aclosing`)."""
         fields = {"model_name": model, "input_text": text, **options, "stream": True}
         try:
             async with self._http.stream(**self._wire.request("infer", fields)) as response:
-                if response.is_error:
+                if not response.is_success:
                     raise _failure(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
                     if chunk := _chunk(line):

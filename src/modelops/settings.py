@@ -95,7 +95,9 @@ class MemorySettings(Section):
 class LogSettings(Section):
     """What the coordinator says about itself, on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is worth a line: debug, info, warning or error."
+    )
 
 
 class Settings(Section):
@@ -190,7 +192,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    keys = [key for key, _, _ in described()]
+    keys = [*Settings.model_fields, *(key for key, _, _ in described())]
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":

@@ -34,7 +34,9 @@ def _utf8(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_no_nul), AfterValidator(_utf8)]
-Name = Annotated[Text, Field(min_length=1, max_length=128)]
+# Bounds stand before the checks: behind them, they would be told as those of any list.
+Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_no_nul), AfterValidator(_utf8)]
+Stop = Annotated[str, Field(min_length=1), AfterValidator(_no_nul), AfterValidator(_utf8)]
 
 
 class Request(BaseModel):
@@ -87,7 +89,7 @@ class InferenceRequest(Request):
     max_tokens: int = Field(50, ge=1, le=2048)
     temperature: float = Field(0.7, ge=0.0, le=2.0, allow_inf_nan=False)
     top_p: float = Field(0.9, ge=0.0, le=1.0, allow_inf_nan=False)
-    stop_sequences: list[Annotated[Text, Field(min_length=1)]] = Field([], max_length=10)
+    stop_sequences: list[Stop] = Field([], max_length=10)
     raw: bool = Field(False, description="Complete the text as it stands, without the model's chat template.")
     system: Text = Field("", max_length=10_000, description="The system turn.")
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Makes sampling repeatable.")

@@ -40,11 +40,8 @@ def kill_tree() -> None:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        try:
-            while os.waitpid(-1, 0):
-                pass
-        except ChildProcessError:
-            continue
+        for pid in found:
+            os.waitpid(pid, 0)  # only those just killed: one born meanwhile is met, and killed, in the next round
 
 
 def main(parent: int, argv: list[str]) -> None:

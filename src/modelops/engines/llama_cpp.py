@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from pydantic_core import from_json
 
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
 from modelops.engines.base import EngineSpec, Piece, Prompt
@@ -214,7 +215,7 @@ async def _events(stream: aiohttp.StreamReader) -> AsyncGenerator[dict[str, Any]
             raise ValueError("an event of the engine is too long")
         for line in lines:
             if line.startswith(b"data: ") and line != b"data: [DONE]":
-                event = json.loads(line[6:])
+                event = from_json(line[6:])  # one for each token: several times as fast as json.loads
                 if not isinstance(event, dict):
                     raise TypeError("an event of the engine is no object")
                 yield event

@@ -43,11 +43,13 @@ class Process:
         self._on_line = on_line
         self._tasks = Tasks(name)
         self._last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self._paths: list[str] = []
         self._child: asyncio.subprocess.Process | None = None
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Start `argv` with `env` added to our own environment. Raises OSError when it cannot be started."""
+        self._paths = [argument for argument in argv if argument.startswith("/")]
         self._child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", _GUARD, str(os.getpid())),
             *argv,
@@ -90,11 +92,12 @@ class Process:
         if not self.running:
             return
         self._signal(signal.SIGUSR1)
+        self._signal(signal.SIGCONT)  # a guard that was stopped has to act on it
         try:
             async with asyncio.timeout(2.0):
                 await self.exited()
         except TimeoutError:
-            # The guard itself does not answer (it may be stopped): its group goes, and with it every child.
+            # The guard itself does not answer: its group goes, and with it the program.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             await self.exited()
@@ -147,18 +150,23 @@ class Process:
         else:
             how = f"ended with status {code}"
         said = next((line for line in reversed(self._last) if _TROUBLE.search(line)), "") if code else ""
+        # The paths that we gave it are known to the letter; any other is known by its looks.
+        for path in self._paths:
+            said = said.replace(path, Path(path).name)
         return f"{how}: {_FOLDERS.sub('', said)[:300]}" if said else how
 
 
 def kill_leftovers(marker: str) -> int:
-    """Kill every process that has `marker` in its command line, and return how many there were.
+    """Kill every process that has `marker` in its command line, with its descendants; return how many there were.
 
     For what a coordinator that was killed may have left: each engine's command line holds the path of its socket.
     """
-    found = 0
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and any(marker in part for part in process.cmdline()):
-                process.kill()
-                found += 1
-    return found
+                found.update([process, *process.children(recursive=True)])
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return len(found)

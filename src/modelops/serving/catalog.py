@@ -149,7 +149,10 @@ class Catalog:
                 file = root / f"{name}.gguf"
                 if await asyncio.to_thread(file.is_file):
                     await self._discover(name, file)
-        return self.active(name)
+        version = self.active(name)
+        if await asyncio.to_thread(version.file.is_file):  # a file that was replaced is a new version
+            return await self._register(name, version.file, version.model_type)
+        return version
 
     def _scan(self) -> list[Path]:
         return [file for root in self._roots for file in sorted(root.glob("*.gguf")) if file.is_file()]
@@ -178,15 +181,15 @@ class Catalog:
         """The file that `path` means: absolute, or relative to a root. Links are resolved before it is judged."""
         try:
             candidates = [(root / path).resolve() for root in self._roots]
-        except (OSError, RuntimeError, ValueError):
+            inside = [file for file in candidates if self._inside(file)]
+            file = next((file for file in inside if file.is_file()), None)
+        except (OSError, RuntimeError, ValueError):  # a link to itself, a name that no file system takes
             raise InvalidRequest("model_path is no path") from None
-        inside = [file for file in candidates if self._inside(file)]
         if not inside:
             raise InvalidRequest(
                 "model_path leads outside the model roots; put the file under one of them, or add its folder to "
                 "models.roots"
             )
-        file = next((file for file in inside if file.is_file()), None)
         if file is None:
             raise NotFound("there is no such file under the model roots")
         gguf.read_header(file)
@@ -195,16 +198,20 @@ class Catalog:
     async def _fetch(self, text: str) -> Path:
         source = sources.parse(text)
         target = self._roots[0] / Path(source.file).name
-        if source.sha256:
-            if await asyncio.to_thread(sources.has_digest, target, source.sha256):
+        if target.exists():
+            same = await asyncio.to_thread(sources.has_digest, target, source.sha256)
+            if same:
                 return target
-        elif target.exists():
             raise InvalidRequest(
-                f"'{target.name}' is already under the model roots; load it by that path, or give the source's "
-                "#sha256=…"
+                f"a file '{target.name}' is already under the model roots, and nothing says that it is this one; load "
+                "it by its path, or remove it"
             )
         await sources.fetch(source, target, lambda _done, _total: None)
-        await asyncio.to_thread(gguf.read_header, target)
+        try:
+            await asyncio.to_thread(gguf.read_header, target)
+        except InvalidRequest:
+            target.unlink()
+            raise
         return target
 
 

@@ -102,6 +102,8 @@ def _read(stream: BinaryIO, size: int) -> Header:
         raise _Bad(f"its format version is {version}; 2 and 3 are known")
     if tensors > _MOST_TENSORS or entries > _MOST_ENTRIES:
         raise _Bad(f"it claims {tensors} tensors and {entries} entries")
+    if not tensors:
+        raise _Bad("it holds no weights")
     values: dict[str, Any] = {}
     for _ in range(entries):
         key = _string(stream)

@@ -21,6 +21,7 @@ from modelops.api.errors import (
     EngineFailed,
     InternalError,
     ModelOpsError,
+    Overloaded,
 )
 from modelops.api.types import ModelStatus
 from modelops.engines.base import Piece, Prompt
@@ -66,6 +67,8 @@ _STATUS: dict[Phase, ModelStatus] = {
     "restarting": "loading",
     "failed": "failed",
 }
+#: Longest wait at the end for answers that were cut short to tell their callers.
+_LAST_WORDS_S = 1.0
 
 
 @dataclass
@@ -77,6 +80,7 @@ class _Resident:
     wish: Wish
     engine: Engine | None = None
     starting: asyncio.Task[None] | None = None
+    restart: asyncio.TimerHandle | None = None
     loaded_at: datetime | None = None
     last_used_at: datetime | None = None
 
@@ -225,11 +229,18 @@ class Pool:
                     await self._idle.wait()
 
     async def close(self) -> None:
-        """Stop every engine; nothing of them is left when it returns."""
+        """Stop every engine; nothing of them is left when it returns. What is still in flight is told why it ends."""
         self._dispatch(Drain())
+        gone = Overloaded("the coordinator is shutting down", retry_after_s=5.0)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(gone)
+        for lease in self._leases.values():
+            lease.revoked = gone
         await self._tasks.close()
         engines = [resident.engine for resident in self._residents.values() if resident.engine]
         await asyncio.gather(*(engine.stop() for engine in engines))
+        await self.drain(_LAST_WORDS_S)
 
     # --- the one writer ---
     def _dispatch(self, event: Event) -> None:
@@ -255,7 +266,9 @@ class Pool:
             case Stop(name):
                 self._tasks.start(f"unload {name}", self._stop(name, self._residents[name]))
             case Wake(name, seconds):
-                self._loop.call_later(seconds, self._dispatch, RestartDue(name))
+                if timer := self._residents[name].restart:
+                    timer.cancel()
+                self._residents[name].restart = self._loop.call_later(seconds, self._dispatch, RestartDue(name))
 
     async def _start(self, name: str, resident: _Resident) -> None:
         engine = Engine(resident.tuned.spec, self._runtime_dir / f"{next(self._sockets)}.sock")
@@ -290,16 +303,19 @@ class Pool:
         if resident.starting and not resident.starting.done():
             resident.starting.cancel()
             await asyncio.wait([resident.starting])
-        engine, resident.engine = resident.engine, None
-        if engine:
-            await engine.stop()
+        if resident.engine:
+            await resident.engine.stop()
+            resident.engine = None  # not before it is gone: `close` must find one that is still ending
         log.info("unloaded %s", name)
         self._dispatch(Stopped(name))
 
     # --- helpers ---
     async def _prepare(self, name: str) -> None:
-        if name not in self._residents:
-            await self._tune(await self._catalog.find(name), Wish())
+        """See that the load which a request for `name` may begin is one of the version that is active now."""
+        model = self._scheduler.models.get(name)
+        if model is None or model.phase == "available":
+            resident = self._residents.get(name)
+            await self._tune(await self._catalog.find(name), resident.wish if resident else Wish())
 
     async def _begin_load(self, version: Version, wish: Wish) -> int:
         name = version.model_name
@@ -346,7 +362,10 @@ class Pool:
             return 0
         if isinstance(event, Ask) and self._scheduler.models[event.model].phase == "loaded":
             return 0
-        free = devices.available_bytes() - self._settings.memory.reserve_mb * MB
+        # What is being loaded has been reserved, but the machine does not show it yet.
+        ledger, models = self._scheduler.ledger.reserved, self._scheduler.models
+        coming = sum(size for name, size in ledger.items() if models[name].phase == "loading")
+        free = devices.available_bytes() - coming - self._settings.memory.reserve_mb * MB
         if budget := self._settings.memory.budget_mb:
             free = min(free, budget * MB - self.reserved_bytes())
         return free

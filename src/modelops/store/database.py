@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import event, text
+from sqlalchemy import URL, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from modelops.store.tables import MIGRATIONS
@@ -17,27 +18,46 @@ class StateFileError(Exception):
 
 
 async def open_database(file: Path) -> AsyncEngine:
-    """The state file's engine, all migrations applied; a missing file is made, readable by its owner only."""
-    file.touch(mode=0o600, exist_ok=True)
-    engine = create_async_engine(f"sqlite+aiosqlite:///{file}")
+    """The state file's engine, all migrations applied; a missing file is made, readable by its owner only.
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    Raises StateFileError, and leaves the file as it was, where it is damaged or of a newer release.
+    """
+    file.touch(mode=0o600, exist_ok=True)
+    engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(file)))
+    event.listen(engine.sync_engine, "connect", _configure)
+    try:
+        async with engine.begin() as connection:
+            await _migrate(connection, file)
+    except DatabaseError as error:
+        await engine.dispose()
+        raise StateFileError(f"the state file {file} cannot be used: {error.orig}") from None
+    except StateFileError:
+        await engine.dispose()
+        raise
+    return engine
+
+
+def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    try:
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+    except Exception:
+        connection.close()  # nobody else knows of it yet
+        raise
 
-    async with engine.begin() as connection:
-        present = (await connection.execute(text("PRAGMA user_version"))).scalar_one()
-        if present > len(MIGRATIONS):
-            await engine.dispose()
-            raise StateFileError(
-                f"the state file {file} was written by a newer release (version {present}, this one knows "
-                f"{len(MIGRATIONS)}); use that release, or another data_dir"
-            )
-        for step in MIGRATIONS[present:]:
-            for statement in step:
-                await connection.execute(text(statement))
-        await connection.execute(text(f"PRAGMA user_version = {len(MIGRATIONS)}"))
-    return engine
+
+async def _migrate(connection: AsyncConnection, file: Path) -> None:
+    # By itself the driver begins no transaction for DDL: a step that is interrupted must leave nothing behind.
+    await connection.execute(text("BEGIN IMMEDIATE"))
+    present = (await connection.execute(text("PRAGMA user_version"))).scalar_one()
+    if present > len(MIGRATIONS):
+        raise StateFileError(
+            f"the state file {file} was written by a newer release (version {present}, this one knows "
+            f"{len(MIGRATIONS)}); use that release, or another data_dir"
+        )
+    for step in MIGRATIONS[present:]:
+        for statement in step:
+            await connection.execute(text(statement))
+    await connection.execute(text(f"PRAGMA user_version = {len(MIGRATIONS)}"))

@@ -104,6 +104,7 @@ class ZmqServer:
             router.bind(f"tcp://{self._host}:{self._port or '*'}")
         except zmq.ZMQError as error:
             router.disable_monitor()
+            self._monitor.close(0)
             router.close(0)
             raise OSError(error.errno, error.strerror) from None
         self._port = int(router.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
@@ -194,12 +195,13 @@ class ZmqServer:
 
     def _cancel(self, peer: _Peer, payload: Any) -> dict[str, Any]:
         """Ends the caller's own request with that id: for clients that pipeline, and so cannot just hang up."""
-        if not isinstance(payload, dict) or set(payload) != {"request_id"}:
+        wanted = payload.get("request_id") if isinstance(payload, dict) and len(payload) == 1 else None
+        if not isinstance(wanted, str):
             raise InvalidRequest("the payload of 'cancel' is {\"request_id\": the request to end}")
         found = [
             task
             for task, other in self._working.get(peer.connection, {}).items()
-            if other.envelope[0] == peer.envelope[0] and other.request_id == payload["request_id"] and other is not peer
+            if other.envelope[0] == peer.envelope[0] and other.request_id == wanted and other is not peer
         ]
         for task in found:
             task.cancel()

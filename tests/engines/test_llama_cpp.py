@@ -1,0 +1,254 @@
+"""The driver, against a fake engine that misbehaves as told, and against the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
+from modelops.engines.base import EngineSpec, Prompt
+from modelops.engines.llama_cpp import Engine, automatic_batch, find_executable
+from support import FAKE_ENGINE
+
+Make = Callable[..., Engine]
+
+PROMPT = Prompt(text="Hello", system="", raw=False, max_tokens=4, temperature=0.0, top_p=0.9, stop=(), seed=None)
+SPEC = EngineSpec(
+    model_name="m",
+    file=Path("/srv/models/m.gguf"),
+    executable=str(FAKE_ENGINE),
+    slots=2,
+    context_length=512,
+    threads=1,
+    batch_size=64,
+    cache_ram_mb=0,
+    gpu_layers=-1,
+    load_timeout_s=20.0,
+    stop_timeout_s=2.0,
+)
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Path:
+    return tmp_path / "e.sock"
+
+
+@pytest.fixture
+async def fake(socket: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    """Makes an engine whose program is the fake one; what was started is stopped at the end."""
+    made: list[Engine] = []
+
+    def make(behaviour: dict[str, Any], **changes: Any) -> Engine:
+        monkeypatch.setenv("FAKE_ENGINE", json.dumps(behaviour))
+        made.append(Engine(replace(SPEC, **changes), socket))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        await engine.stop()
+
+
+def tree(socket: Path) -> list[psutil.Process]:
+    """Every process that was started for the engine at `socket`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(socket) in process.cmdline():
+                found.append(process)
+    return found
+
+
+async def text(engine: Engine, prompt: Prompt = PROMPT) -> str:
+    async with contextlib.aclosing(engine.generate(prompt)) as pieces:
+        return "".join([piece.text async for piece in pieces])
+
+
+# --- starting ---
+async def test_start_returns_when_the_engine_is_ready_and_not_before(fake: Make) -> None:
+    engine = fake({"load_s": 0.5})
+    began = asyncio.get_running_loop().time()
+    await engine.start()
+    assert asyncio.get_running_loop().time() - began >= 0.5
+    assert await text(engine) == "w0 w1 w2 w3 "
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "changes", "kind", "message"),
+    [
+        ({"load_s": 3600, "child": True}, {"load_timeout_s": 1.0}, DeadlineExceeded, "loading 'm' took more than 1 s"),
+        ({"load_fails": "error: no such layer"}, {}, EngineFailed, "the engine ended with status 1: error: no such"),
+        ({}, {"executable": "/srv/bin/llama-server"}, EngineFailed, "cannot run llama-server: No such file"),
+        ({}, {"executable": "/etc/passwd"}, EngineFailed, "cannot run passwd: Permission denied"),
+    ],
+    ids=["too slow", "it fails", "missing", "no program"],
+)
+async def test_a_start_that_fails_says_why_and_leaves_nothing(
+    fake: Make,
+    socket: Path,
+    behaviour: dict[str, Any],
+    changes: dict[str, Any],
+    kind: type[ModelOpsError],
+    message: str,
+) -> None:
+    before = psutil.Process().children(recursive=True)
+    engine = fake(behaviour, **changes)
+    with pytest.raises(kind, match=message):
+        await engine.start()
+    assert psutil.Process().children(recursive=True) == before
+    assert not socket.exists()
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(fake: Make, socket: Path) -> None:
+    engine = fake({"load_s": 3600, "ignore_term": True})
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await engine.start()
+    assert not tree(socket)
+
+
+# --- answering ---
+@pytest.mark.parametrize(
+    ("behaviour", "answered", "kind", "message"),
+    [
+        ({"garbage": True}, "", EngineFailed, "broke the connection"),
+        ({"status": 500}, "", EngineFailed, "the engine of 'm' answered 500: as told"),
+        ({"status": 503}, "", EngineFailed, "the engine of 'm' answered 503: as told"),
+        ({"status": 400}, "", InvalidRequest, "the engine refused the request: as told"),
+        ({"die_after": 0}, "", EngineFailed, "the engine of 'm' was killed by SIGKILL"),
+        ({"die_after": 2}, "w0 w1 ", EngineFailed, "the engine of 'm' was killed by SIGKILL"),
+    ],
+    ids=["garbage", "500", "503", "400", "dies at once", "dies later"],
+)
+async def test_a_broken_answer_is_the_documented_error(
+    fake: Make, behaviour: dict[str, Any], answered: str, kind: type[ModelOpsError], message: str
+) -> None:
+    engine = fake(behaviour)
+    await engine.start()
+    pieces: list[str] = []
+    with pytest.raises(kind, match=message):
+        async with contextlib.aclosing(engine.generate(PROMPT)) as generated:
+            async for piece in generated:
+                pieces.append(piece.text)
+    assert "".join(pieces) == answered
+
+
+async def test_an_engine_that_hangs_can_be_left_and_stopped(fake: Make, socket: Path) -> None:
+    engine = fake({"hang_after": 2, "ignore_term": True}, stop_timeout_s=0.2)
+    await engine.start()
+    pieces: list[str] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5), contextlib.aclosing(engine.generate(PROMPT)) as generated:
+            async for piece in generated:
+                pieces.append(piece.text)
+    assert pieces == ["w0 ", "w1 "]
+    await engine.stop()
+    assert not tree(socket)
+
+
+# --- its key, and its end ---
+async def test_the_key_is_in_no_command_line(fake: Make, socket: Path) -> None:
+    engine = fake({})
+    await engine.start()
+    guard, program = tree(socket)
+    key = program.environ()["LLAMA_API_KEY"]
+    assert len(key) >= 24
+    assert not any(key in part for process in (guard, program) for part in process.cmdline())
+
+
+async def test_stop_leaves_no_process_and_no_socket(fake: Make, socket: Path) -> None:
+    engine = fake({"child": True})
+    await engine.start()
+    family = psutil.Process(engine.pid).children(recursive=True)
+    assert len(family) == 2
+    assert socket.exists()
+    await engine.stop()
+    assert not socket.exists()
+    assert psutil.wait_procs(family, 0)[1] == []
+    assert (await engine.exited()).reason == "was killed by SIGTERM"
+    assert engine.memory_bytes() == 0
+
+
+# --- which program, and how it is set ---
+def test_an_executable_that_is_configured_must_be_one() -> None:
+    assert Path(find_executable("sh")).name == "sh"
+    assert find_executable("") == ""
+    with pytest.raises(EngineFailed, match="'llama-server-of-mine', which is no executable"):
+        find_executable("/srv/llama-server-of-mine")
+
+
+@pytest.mark.parametrize(
+    ("file_bytes", "threads", "on_gpu", "tokens"),
+    [
+        (98_000_000, 2, False, 64),
+        (98_000_000, 1, False, 32),
+        (8_000_000_000, 2, False, 32),
+        (98_000_000, 64, False, 2048),
+        (8_000_000_000, 2, True, 2048),
+        (0, 1, False, 2048),
+    ],
+)
+def test_the_automatic_batch_is_a_power_of_two_in_bounds(
+    file_bytes: int, threads: int, on_gpu: bool, tokens: int
+) -> None:
+    assert automatic_batch(file_bytes, threads, on_gpu) == tokens
+
+
+# --- the real engine ---
+real = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def smol(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    """The real engine with the default model and a small context."""
+    spec = replace(SPEC, file=smollm2, executable="", context_length=256)
+    engine = Engine(spec, tmp_path_factory.mktemp("smol") / "e.sock")
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+class TestReal:
+    """What only the real engine can show."""
+
+    pytestmark = real
+
+    async def test_a_prompt_that_is_too_long_is_the_callers_mistake(self, smol: Engine) -> None:
+        words = " ".join(secrets.choice(("red", "green", "blue")) for _ in range(400))
+        with pytest.raises(InvalidRequest, match=r"has [34]\d\d tokens, and 'm' is served with a context of 256"):
+            await text(smol, replace(PROMPT, text=words, raw=True))
+        assert await text(smol)  # the next one is answered
+
+    async def test_the_chat_template_is_applied_unless_raw(self, smol: Engine) -> None:
+        counting = replace(PROMPT, text="One, two, three, four,", max_tokens=6)
+        assert (await text(smol, replace(counting, raw=True))).startswith(" five")
+        assert not (await text(smol, counting)).startswith(" five")
+
+    async def test_a_system_turn_changes_the_answer(self, smol: Engine) -> None:
+        asked = replace(PROMPT, text="Who are you?", max_tokens=16)
+        assert await text(smol, asked) != await text(smol, replace(asked, system="You are a pirate named Bob."))
+
+    async def test_stop_sequences_end_the_answer_and_are_no_part_of_it(self, smol: Engine) -> None:
+        counting = replace(PROMPT, text="One, two, three, four,", raw=True, max_tokens=16)
+        assert (await text(smol, counting)).startswith(" five, six, seven,")
+        assert await text(smol, replace(counting, stop=("zebra", " seven"))) == " five, six,"
+
+    async def test_tokens_are_counted_and_bounded(self, smol: Engine) -> None:
+        pieces = [piece async for piece in smol.generate(replace(PROMPT, max_tokens=5))]
+        assert pieces[-1].tokens == 5
+        assert all(piece.tokens is None for piece in pieces[:-1])
+
+    async def test_a_seed_makes_sampling_repeatable(self, smol: Engine) -> None:
+        story = replace(PROMPT, text="Tell a story.", temperature=1.0, max_tokens=24)
+        seeded = [await text(smol, replace(story, seed=seed)) for seed in (7, 7, 8)]
+        assert seeded[0] == seeded[1] != seeded[2]
+        assert len({await text(smol, story) for _ in range(3)}) > 1

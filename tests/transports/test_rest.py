@@ -1,0 +1,172 @@
+"""What only REST has: headers, methods, query strings, statuses."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from modelops.api.operations import OPERATIONS
+from modelops.api.planned import PLANNED
+from support import Served, wait_until
+
+ASKED = {"model_name": "steady", "input_text": "Hello", "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def http(steady: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=steady.rest, timeout=30) as client:
+        yield client
+
+
+def methods() -> dict[str, set[str]]:
+    """path → the methods that it offers."""
+    offered: dict[str, set[str]] = {"/openapi.json": {"GET"}, "/docs": {"GET"}}
+    routes = [(operation.route.path, operation.route.method) for operation in OPERATIONS]
+    for path, method in [*routes, *((planned.path, planned.method) for planned in PLANNED)]:
+        offered.setdefault(path, set()).add(method)
+    return offered
+
+
+def refused(response: httpx.Response, status: int, code: str, *named: str) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    told = response.json()
+    assert told["code"] == code
+    for name in named:
+        assert name in told["detail"]
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
+def test_a_body_that_does_not_say_it_is_json_is_refused(kind: str | None, http: httpx.Client) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = http.post("/inference", content=httpx.Response(200, json=ASKED).content, headers=headers)
+    refused(response, 400, "invalid_request", "Content-Type")
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
+def test_json_is_json_however_it_is_written(kind: str, http: httpx.Client) -> None:
+    body = httpx.Response(200, json=ASKED).content
+    assert http.post("/inference", content=body, headers={"Content-Type": kind}).json()["output_text"] == "w0 w1 "
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/inference", ASKED, 200),
+        ("/inference", ASKED | {"stream": True}, 200),
+        ("/inference", ASKED | {"max_tokens": 0}, 400),
+        ("/nowhere", ASKED, 404),
+        ("/goals", {}, 501),
+        ("/health", {}, 405),
+    ],
+)
+def test_the_callers_request_id_comes_back(
+    path: str, fields: dict[str, object], status: int, http: httpx.Client
+) -> None:
+    response = http.post(path, json=fields, headers={"X-Request-Id": "mine-1/2"})
+    assert response.status_code == status
+    assert response.headers["x-request-id"] == "mine-1/2"
+
+
+@pytest.mark.parametrize("given", [b"two words", b"x" * 129, b"\xff\xfe", b""])
+def test_a_request_id_that_is_no_token_is_replaced(given: bytes, http: httpx.Client) -> None:
+    response = http.get("/health", headers=[(b"x-request-id", given)])
+    assert response.status_code == 200
+    assert len(response.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(("path", "offered"), methods().items())
+def test_a_method_that_is_not_offered_is_405_and_allow_tells_the_others(
+    path: str, offered: set[str], http: httpx.Client
+) -> None:
+    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - offered:
+        response = http.request(method, path.replace("{model_name}", "steady"))
+        refused(response, 405, "invalid_request", method)
+        allowed = set(response.headers["allow"].split(", "))
+        assert allowed == offered | ({"HEAD"} if "GET" in offered else set())
+
+
+@pytest.mark.parametrize("path", ["/health", "/models", "/models/steady", "/status", "/openapi.json", "/docs"])
+def test_head_is_get_without_a_body(path: str, http: httpx.Client) -> None:
+    head, get = http.head(path), http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        *((value, ["other", "steady"]) for value in ("true", "1", "TRUE")),
+        *((value, ["steady"]) for value in ("false", "0")),
+    ],
+)
+def test_a_query_is_a_boolean(value: str, names: list[str], http: httpx.Client) -> None:
+    http.delete("/models/other?force=true")  # it may be loaded, or not
+    listed = http.get(f"/models?all={value}").json()["models"]
+    assert [model["model_name"] for model in listed] == names
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "named"),
+    [
+        ("GET", "/models?all=yes", "'all'"),
+        ("GET", "/models?all", "'all'"),
+        ("GET", "/models?al=true", "'al'"),
+        ("GET", "/health?verbose=1", "'verbose'"),
+        ("DELETE", "/models/other?force=2", "'force'"),
+        ("POST", "/inference?stream=true", "'stream'"),
+    ],
+)
+def test_a_wrong_query_is_refused_and_named(method: str, query: str, named: str, http: httpx.Client) -> None:
+    refused(http.request(method, query, json=ASKED if method == "POST" else None), 400, "invalid_request", named)
+
+
+@pytest.mark.parametrize(("query", "field"), [("?wait=false", {}), ("", {"wait": False})], ids=["query", "body"])
+def test_a_load_that_is_not_waited_for_is_202_and_the_state_tells_the_rest(
+    query: str, field: dict[str, bool], http: httpx.Client
+) -> None:
+    http.delete("/models/other?force=true")
+    response = http.post(f"/models{query}", json={"model_name": "other"} | field)
+    assert response.status_code == 202, response.text
+    assert response.json()["model_version"] == "v1"
+    wait_until(lambda: http.get("/models/other").json()["status"] == "loaded")
+    assert http.delete("/models/other").status_code == 200
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", "1,5"])
+def test_a_deadline_that_is_no_number_of_seconds_is_refused(given: str, http: httpx.Client) -> None:
+    refused(http.get("/health", headers={"X-Request-Timeout": given}), 400, "invalid_request", "X-Request-Timeout")
+
+
+def test_a_stream_is_server_sent_events_that_nobody_stores(http: httpx.Client) -> None:
+    response = http.post("/inference", json=ASKED | {"stream": True})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-store"
+    *events, rest = response.text.split("\n\n")
+    assert rest == ""
+    assert len(events) == 3
+    assert all(event.startswith("data: {") and "\n" not in event for event in events)
+
+
+def test_a_models_name_is_decoded(http: httpx.Client) -> None:
+    refused(http.get("/models/a%20b%3F"), 404, "not_found", "'a b?'")
+
+
+def test_a_connection_serves_on_after_a_refusal(steady: Served) -> None:
+    with httpx.Client(base_url=steady.rest, limits=httpx.Limits(max_connections=1)) as one:
+        assert one.post("/inference", content=b"x" * 2**21, headers={"Content-Type": "application/json"}).is_error
+        assert one.post("/inference", json=ASKED).json()["output_text"] == "w0 w1 "
+
+
+def test_a_client_that_hangs_up_within_its_body_leaves_nothing_behind(steady: Served, http: httpx.Client) -> None:
+    host, port = steady.rest.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(
+            b"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        )
+    assert http.post("/inference", json=ASKED).status_code == 200
+    assert http.get("/status").json()["active_requests"] == 0
