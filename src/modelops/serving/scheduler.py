@@ -277,7 +277,7 @@ class Scheduler:
         elif model.phase == "loaded" and len(model.active) < model.slots:
             model.active.add(ticket)
             yield Grant(ticket)
-        elif model.queued >= self._max_queue + (0 if model.phase == "loaded" else model.slots):
+        elif model.queued >= self._max_queue + (0 if model.phase in ("loaded", "unloading") else model.slots):
             # While there is no engine, those that will have a slot at once do not count as waiting.
             yield Refuse(
                 ticket,

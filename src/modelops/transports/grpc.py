@@ -207,7 +207,9 @@ def _call(context: _Context) -> Call:
     given = next((value for key, value in context.invocation_metadata() or () if key == "x-request-id"), "")
     remaining = context.time_remaining()
     usable = isinstance(given, str) and 0 < len(given) <= 128
-    return Call(str(given) if usable else uuid.uuid4().hex, "grpc", timeout_s=remaining)
+    call = Call(str(given) if usable else uuid.uuid4().hex, "grpc", timeout_s=remaining)
+    context.set_trailing_metadata((("x-request-id", call.request_id),))
+    return call
 
 
 async def _abort(context: _Context, call: Call, error: ModelOpsError) -> NoReturn:

@@ -137,7 +137,9 @@ def application(coordinator: Coordinator, max_body_bytes: int, tasks: Tasks) -> 
         Route("/docs", page, methods=["GET"]),
         Mount("/docs/assets", StaticFiles(directory=swagger_ui_path)),
     ]
-    return Starlette(routes=_by_path(routes), exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=_by_path(routes), exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False  # a path that is not documented is told so
+    return app
 
 
 def _by_path(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
