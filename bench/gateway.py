@@ -358,8 +358,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-async def measure(served: Served, names: Sequence[str], loads: Sequence[Load]) -> list[Result]:
-    """Every load on every arm."""
+async def measure(
+    served: Served, names: Sequence[str], loads: Sequence[Load], tell: Callable[[Result], None]
+) -> list[Result]:
+    """Every load on every arm; `tell` is given each result as soon as it is there."""
     arms = Arms(served)
     results = []
     for load in loads:
@@ -373,6 +375,7 @@ async def measure(served: Served, names: Sequence[str], loads: Sequence[Load]) -
                 result.samples[name].append(await sample(arms, name, load, served.process))
             print(f"{load.clients} clients: round {number + 1} of {load.rounds}", file=sys.stderr)
         results.append(result)
+        tell(result)
     await arms.close()
     return results
 
@@ -453,19 +456,23 @@ def main() -> None:
             loads.append(Load(clients, asked.requests or max(8, 3 * clients), asked.max_tokens, asked.rounds))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the coordinator is stopped then, too
     told = machine(asked.threads)
+    if not asked.json:
+        print(
+            f"{told['cpu']}, {told['cores']} cores, engine threads: {told['engine_threads']}, "
+            f"Python {told['python']}, load average before: {told['load_average_before']}.\n"
+        )
+
+    def tell(result: Result) -> None:
+        if not asked.json:
+            print(table(result), flush=True)
+
     with serving(asked.file, asked.threads) as served:
-        results = uvloop.run(measure(served, names, loads))
+        results = uvloop.run(measure(served, names, list(dict.fromkeys(loads)), tell))
     told["load_average_after"] = round(os.getloadavg()[0], 2)
     if asked.json:
         print(json.dumps({"machine": told, "results": [asdict(result) for result in results]}, indent=1))
-        return
-    print(
-        f"{told['cpu']}, {told['cores']} cores, engine threads: {told['engine_threads']}, "
-        f"Python {told['python']}, load average {told['load_average_before']} before "
-        f"and {told['load_average_after']} after.\n"
-    )
-    for result in results:
-        print(table(result))
+    else:
+        print(f"Load average after: {told['load_average_after']} (the benchmark's own part is in it).")
 
 
 if __name__ == "__main__":

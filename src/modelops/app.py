@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -125,6 +126,9 @@ async def _get_ready(parts: Running, load: Sequence[str], ready: Callable[[Runni
             await parts.coordinator.load_model(Call("start", "local"), ModelLoadRequest(model_name=name))
         except ModelOpsError as error:
             raise StartError(f"'{name}' could not be loaded: {error.message}") from None
+    # What start-up made stays: without it a full garbage collection is short, and no request waits for one.
+    gc.collect()
+    gc.freeze()
     await ready(parts)
 
 

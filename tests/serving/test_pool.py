@@ -44,6 +44,11 @@ class House:
         self.catalog = catalog
         self.models = models
         self._starts = starts
+        self._others = set(psutil.Process().children(recursive=True))  # of other tests
+
+    def processes(self) -> set[psutil.Process]:
+        """Every process that the pool has started and that is still there."""
+        return set(psutil.Process().children(recursive=True)) - self._others
 
     @property
     def starts(self) -> int:
@@ -324,14 +329,14 @@ async def test_unload_by_force_ends_a_load(make: Make) -> None:
             await waiting
     assert house.pool.view("a").status == "available"
     assert house.pool.reserved_bytes() == 0
-    assert not psutil.Process().children(recursive=True)
+    assert not house.processes()
 
 
 async def test_an_engine_that_ignores_the_request_to_end_is_killed(make: Make) -> None:
     house = await make({"ignore_term": True, "child": True}, engine={"stop_timeout_s": 0.2})
     await house.load()
     await house.unload()
-    assert not psutil.Process().children(recursive=True)
+    assert not house.processes()
 
 
 # --- the end ---
@@ -354,7 +359,7 @@ async def test_close_leaves_no_process(make: Make, when: str) -> None:
     status = {"restarting": "loading", "answering": "loaded"}.get(when, when)
     await house.until(lambda view: view.status == status and (when != "answering" or view.active))
     await house.pool.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not house.processes()
     asked.cancel()
 
 

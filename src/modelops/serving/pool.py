@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -109,7 +109,7 @@ class Lease:
 
     version: Version
     engine: Engine
-    revoked: ModelOpsError | None = field(default=None)
+    revoked: Callable[[], ModelOpsError | None]
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
         """The engine's answer, piece by piece; raises the reason instead of the engine's where the slot was taken."""
@@ -118,8 +118,8 @@ class Lease:
                 async for piece in pieces:
                     yield piece
         except EngineFailed:
-            if self.revoked:
-                raise self.revoked from None
+            if why := self.revoked():
+                raise why from None
             raise
 
 
@@ -135,7 +135,7 @@ class Pool:
         self._tickets = itertools.count(1)
         self._sockets = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._leases: dict[int, Lease] = {}
+        self._asking: dict[int, ModelOpsError | None] = {}  # requests, from their ticket to the last byte: why revoked
         self._tasks = Tasks("pool")
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Event | None = None
@@ -146,16 +146,18 @@ class Pool:
         """A slot of `name`, loading it first where needed; `deadline` is in the loop's time. Raises ModelOpsError."""
         await self._prepare(name)
         ticket = next(self._tickets)
+        self._asking[ticket] = None
         try:
             await self._wait(ticket, Ask(ticket, name), deadline, f"waiting for a slot of '{name}'")
             resident = self._residents[name]
+            if why := self._asking[ticket]:
+                raise why
             if resident.engine is None:  # it ended between the grant and our turn
                 raise EngineFailed(f"the engine of '{name}' ended; try again")
-            lease = self._leases[ticket] = Lease(resident.version, resident.engine)
             resident.last_used_at = datetime.now(UTC)
-            yield lease
+            yield Lease(resident.version, resident.engine, lambda: self._asking[ticket])
         finally:
-            self._leases.pop(ticket, None)
+            del self._asking[ticket]
             self._dispatch(Close(ticket, name))
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
@@ -235,8 +237,7 @@ class Pool:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(gone)
-        for lease in self._leases.values():
-            lease.revoked = gone
+        self._asking = dict.fromkeys(self._asking, gone)
         await self._tasks.close()
         engines = [resident.engine for resident in self._residents.values() if resident.engine]
         await asyncio.gather(*(engine.stop() for engine in engines))
@@ -258,8 +259,7 @@ class Pool:
                 if (future := self._waiting.get(ticket)) and not future.done():
                     future.set_exception(error)
             case Revoke(ticket, error):
-                if lease := self._leases.get(ticket):
-                    lease.revoked = error
+                self._asking[ticket] = error
             case Start(name):
                 resident = self._residents[name]
                 resident.starting = self._tasks.start(f"load {name}", self._start(name, resident))
