@@ -3,7 +3,8 @@
 A coordinator is started in a process of its own; its engine is then asked directly, over the engine's own unix socket
 and with the very body that the coordinator sends, and through each transport. Every round asks all of them the same
 prompts, greedily, in rotating order, and each figure is compared with the engine's in the same round, so that what
-the machine does meanwhile is in both. The tables give medians over the rounds.
+the machine does meanwhile is in both. One client goes round the arms request by request, several clients arm by arm.
+The tables give medians over the rounds.
 
 The load generator is this process. It shares the machine with what it measures, so it does as little as it can:
 keep-alive connections and just enough HTTP/1.1.
@@ -312,12 +313,39 @@ class Result:
         return float(median(getattr(sample, name) for sample in self.samples[arm]))
 
 
+async def one_client(arms: Arms, names: Sequence[str], load: Load, coordinator: psutil.Process) -> dict[str, Sample]:
+    """One round of one client, which asks every arm in turn: what the machine does meanwhile meets all alike."""
+    callers = {name: arms.caller(name) for name in names}
+    latencies: dict[str, list[float]] = {name: [] for name in names}
+    tokens, used = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
+    for number in range(load.requests):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            computed, began = cpu_seconds(coordinator.pid), time.perf_counter()
+            # Always the same prompt, which the engine has in its cache: so it has the least to do itself.
+            tokens[name] += await callers[name].ask(PROMPTS[0], load.max_tokens)
+            latencies[name].append((time.perf_counter() - began) * 1000)
+            used[name] += cpu_seconds(coordinator.pid) - computed
+    for caller in callers.values():
+        await caller.close()
+    return {name: sampled(latencies[name], tokens[name], sum(latencies[name]) / 1000, used[name]) for name in names}
+
+
+def sampled(latencies: list[float], tokens: int, seconds: float, cpu_seconds: float) -> Sample:
+    """The figures of one arm in one round."""
+    latencies.sort()
+    return Sample(
+        p50=quantile(latencies, 0.50),
+        p99=quantile(latencies, 0.99),
+        tokens_per_second=tokens / seconds,
+        cpu_ms=cpu_seconds * 1000 / len(latencies),
+    )
+
+
 async def sample(arms: Arms, arm: str, load: Load, coordinator: psutil.Process) -> Sample:
     """Put `load` on one arm."""
     callers = [arms.caller(arm) for _ in range(load.clients)]
     prompts = iter([PROMPTS[number % len(PROMPTS)] for number in range(load.requests)])
-    if load.max_tokens == 1:
-        prompts = iter([PROMPTS[0]] * load.requests)  # always the cached one: the engine has the least to do
     latencies: list[float] = []
     tokens = 0
 
@@ -338,13 +366,7 @@ async def sample(arms: Arms, arm: str, load: Load, coordinator: psutil.Process) 
     used = cpu_seconds(coordinator.pid) - used
     for caller in callers:
         await caller.close()
-    latencies.sort()
-    return Sample(
-        p50=quantile(latencies, 0.50),
-        p99=quantile(latencies, 0.99),
-        tokens_per_second=tokens / seconds,
-        cpu_ms=used * 1000 / load.requests,
-    )
+    return sampled(latencies, tokens, seconds, used)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -371,8 +393,12 @@ async def measure(
             await sample(arms, name, warm_up, served.process)
         for number in range(load.rounds):
             first = number % len(names)
-            for name in (*names[first:], *names[:first]):
-                result.samples[name].append(await sample(arms, name, load, served.process))
+            if load.clients == 1:
+                for name, figures in (await one_client(arms, names, load, served.process)).items():
+                    result.samples[name].append(figures)
+            else:
+                for name in (*names[first:], *names[:first]):
+                    result.samples[name].append(await sample(arms, name, load, served.process))
             print(f"{load.clients} clients: round {number + 1} of {load.rounds}", file=sys.stderr)
         results.append(result)
         tell(result)
@@ -405,9 +431,9 @@ def cpu_name() -> str:
 def table(result: Result) -> str:
     """The result in Markdown."""
     load = result.load
-    what = "1 token of a cached prompt" if load.max_tokens == 1 else f"{load.max_tokens} tokens"
+    what = "answers of 1 token" if load.max_tokens == 1 else f"answers of {load.max_tokens} tokens"
     lines = [
-        f"Clients: {load.clients}; answers of {what}; {load.requests} requests per round; rounds: {load.rounds}.",
+        f"Clients: {load.clients}; {what}; {load.requests} requests of each in a round; {load.rounds} rounds.",
         "",
         "| | p50 ms | p99 ms | added at p50 | added at p99 | tokens/s | of the engine's | coordinator CPU ms/request |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

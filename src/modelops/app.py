@@ -104,7 +104,8 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
         stopping = tasks.start("stop", stop.wait())
         await asyncio.wait({getting_ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if getting_ready.done():
-            getting_ready.result()
+            if failed := getting_ready.result():
+                raise failed
             await stop.wait()
         log.info(
             "finishing what has been accepted, at most %.0f s; a second signal ends at once",
@@ -117,7 +118,9 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
         await tasks.close()
 
 
-async def _get_ready(parts: Running, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]) -> None:
+async def _get_ready(
+    parts: Running, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]
+) -> StartError | None:
     from modelops.api.errors import ModelOpsError
     from modelops.api.types import ModelLoadRequest
 
@@ -125,11 +128,12 @@ async def _get_ready(parts: Running, load: Sequence[str], ready: Callable[[Runni
         try:
             await parts.coordinator.load_model(Call("start", "local"), ModelLoadRequest(model_name=name))
         except ModelOpsError as error:
-            raise StartError(f"'{name}' could not be loaded: {error.message}") from None
+            return StartError(f"'{name}' could not be loaded: {error.message}")
     # What start-up made stays: without it a full garbage collection is short, and no request waits for one.
     gc.collect()
     gc.freeze()
     await ready(parts)
+    return None
 
 
 @contextlib.contextmanager

@@ -18,14 +18,15 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from pydantic_core import from_json
 
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
 from modelops.engines.base import EngineSpec, Piece, Prompt
+from modelops.engines.http import Answer, request
 from modelops.engines.process import Exit, Process
 
 _READY_POLL_S = 0.02
+_LONGEST_REFUSAL = 64 * 1024  # bytes of an error's body that are looked at
 _LONGEST_EVENT = 4 * 2**20  # bytes of one server-sent event; a token is a few hundred
 
 
@@ -65,7 +66,6 @@ class Engine:
         self.spec = spec
         self._socket = socket
         self._key = secrets.token_urlsafe(24)
-        self._session: aiohttp.ClientSession | None = None
         self._process = Process(
             f"engine {spec.model_name}", logging.getLogger(f"modelops.engine.{spec.model_name}").debug
         )
@@ -91,18 +91,11 @@ class Engine:
 
     async def start(self) -> None:
         """Start and wait until requests are answered. On failure nothing is left running; raises ModelOpsError."""
-        self._session = aiohttp.ClientSession(
-            # A new connection for each request: the engine closes a kept one after 100 requests or 5 idle seconds,
-            # just when it is about to be used again. On a unix socket a connection costs nothing.
-            connector=aiohttp.UnixConnector(str(self._socket), force_close=True, limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
-            headers={"Authorization": f"Bearer {self._key}"},
-        )
         started = False
         try:
             async with asyncio.timeout(self.spec.load_timeout_s):
                 await self._process.start(self.argv(), {"LLAMA_API_KEY": self._key})
-                await self._ready(self._session)
+                await self._ready()
             started = True
         except TimeoutError:
             raise DeadlineExceeded(
@@ -114,7 +107,7 @@ class Engine:
         finally:
             if not started:
                 await self._process.kill()
-                await self._close()
+                self._socket.unlink(missing_ok=True)
 
     async def exited(self) -> Exit:
         """Wait for the end of the process, asked for or not."""
@@ -125,7 +118,7 @@ class Engine:
         try:
             await self._process.stop(self.spec.stop_timeout_s)
         finally:
-            await self._close()
+            self._socket.unlink(missing_ok=True)
 
     def memory_bytes(self) -> int:
         """Resident memory now."""
@@ -136,14 +129,14 @@ class Engine:
 
         Raises InvalidRequest where the engine says that the prompt cannot be served, EngineFailed where it broke.
         """
-        assert self._session is not None, "the engine has not been started"
         path, body = _request(prompt)
-        parts = 0
         try:
-            async with self._session.post(f"http://engine{path}", json=body) as response:
-                if response.status != 200:
-                    raise _refused(self.spec, response.status, await response.content.read(64 * 1024))
-                async for event in _events(response.content):
+            # A new connection for each request: the engine closes a kept one after 100 requests or 5 idle seconds,
+            # just when it is about to be used again. On a unix socket a connection costs nothing.
+            async with request(self._socket, "POST", path, self._key, json.dumps(body).encode()) as answer:
+                if answer.status != 200:
+                    raise _refused(self.spec, answer.status, await answer.read_all(_LONGEST_REFUSAL))
+                async for event in _events(answer):
                     if "error" in event:
                         raise _refused(self.spec, 500, json.dumps(event).encode())
                     if usage := event.get("usage"):
@@ -152,9 +145,8 @@ class Engine:
                     for choice in event.get("choices", ()):
                         text = choice["text"] if prompt.raw else choice["delta"].get("content")
                         if text:
-                            parts += 1
                             yield Piece(text)
-        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise await self._broken(error) from None
         raise await self._broken(None)
 
@@ -167,22 +159,17 @@ class Engine:
         what = type(cause).__name__ if cause else "the answer ended early"
         return EngineFailed(f"the engine of '{self.spec.model_name}' broke the connection ({what}); try again")
 
-    async def _ready(self, session: aiohttp.ClientSession) -> None:
+    async def _ready(self) -> None:
         while True:
             if not self._process.running:
                 ended = await self._process.exited()
                 raise EngineFailed(f"the engine {ended.reason}")
             # Connecting fails until the socket is there; 503 means that the model is still being read.
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                async with session.get("http://engine/health") as response:
-                    if response.status == 200:
+            with contextlib.suppress(OSError):
+                async with request(self._socket, "GET", "/health", self._key) as answer:
+                    if answer.status == 200:
                         return
             await asyncio.sleep(_READY_POLL_S)
-
-    async def _close(self) -> None:
-        if self._session:
-            await self._session.close()
-        self._socket.unlink(missing_ok=True)
 
 
 def _request(prompt: Prompt) -> tuple[str, dict[str, Any]]:
@@ -206,10 +193,10 @@ def _request(prompt: Prompt) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", body | {"messages": turns}
 
 
-async def _events(stream: aiohttp.StreamReader) -> AsyncGenerator[dict[str, Any]]:
+async def _events(answer: Answer) -> AsyncGenerator[dict[str, Any]]:
     """The JSON of each server-sent event. Raises ValueError where the engine sends something else."""
     rest = b""
-    async for block in stream.iter_any():
+    while block := await answer.read():
         *lines, rest = (rest + block).split(b"\n")
         if len(rest) > _LONGEST_EVENT:
             raise ValueError("an event of the engine is too long")
