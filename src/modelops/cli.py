@@ -161,7 +161,7 @@ def _banner(running: Running, loaded: tuple[str, ...]) -> str:
     python = sys.executable
     with contextlib.suppress(ValueError):
         python = str(Path(python).relative_to(Path.cwd()))
-    question = "What is the capital of France?"
+    question = "Name three colours."
     body = json.dumps({"model_name": model, "input_text": question})
     grpc_code = (
         "import grpc, model_ops_pb2 as pb, model_ops_pb2_grpc as rpc; "

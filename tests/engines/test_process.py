@@ -64,8 +64,12 @@ async def test_a_program_that_cannot_be_run_is_an_exit_with_its_reason(process: 
     assert not process.running
 
 
-async def test_environment_is_added(process: Process, lines: list[str]) -> None:
-    await process.start(["sh", "-c", "echo $ADDED $HOME"], {"ADDED": "yes"})
+async def test_environment_is_added_and_our_own_settings_are_not_inherited(
+    process: Process, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELOPS_API_KEY", "secret")
+    monkeypatch.setenv("LLAMA_ARG_PORT", "1234")
+    await process.start(["sh", "-c", "echo $ADDED $HOME $MODELOPS_API_KEY $LLAMA_ARG_PORT"], {"ADDED": "yes"})
     await process.exited()
     assert lines == [f"yes {os.environ['HOME']}"]
 

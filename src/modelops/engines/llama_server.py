@@ -56,7 +56,8 @@ def parameters(flags: argparse.Namespace, api_key: str) -> Any:
     params.use_jinja = flags.jinja
     params.endpoint_slots = flags.slots
     params.ui = not flags.no_webui
-    params.fit_params = False  # what does not fit is the coordinator's to decide
+    # "Automatic" layers: as many as fit on the GPU, which the engine finds out by itself.
+    params.fit_params = flags.n_gpu_layers < 0
     return params
 
 

@@ -24,6 +24,8 @@ from modelops.tasks import Tasks
 _GUARD = str(Path(__file__).with_name("guard.py"))
 _LINE_LIMIT = 64 * 1024
 _LAST_LINES = 40
+#: Variables that a child does not inherit: our settings and keys, and what would set up an engine behind our back.
+_KEPT_BACK = ("MODELOPS_", "LLAMA_")
 _FOLDERS = re.compile(r"(?:/[^\s/'\":]+)+/")
 _TROUBLE = re.compile(r"error|fail|cannot|abort|exception|assert|out of memory|terminate", re.IGNORECASE)
 
@@ -48,7 +50,7 @@ class Process:
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start `argv` with `env` added to our own environment. Raises OSError when it cannot be started."""
+        """Start `argv` in our own environment and `env`. Raises OSError when it cannot be started."""
         self._paths = [argument for argument in argv if argument.startswith("/")]
         self._child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", _GUARD, str(os.getpid())),
@@ -56,7 +58,7 @@ class Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **env},
+            env={**{key: value for key, value in os.environ.items() if not key.startswith(_KEPT_BACK)}, **env},
             start_new_session=True,
             limit=_LINE_LIMIT,
         )
