@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from modelops.engines.process import kill_leftovers
@@ -77,7 +78,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 await transport.start()
             except OSError as error:
                 raise StartError(_not_bound(name, transport.address, error)) from None
-            coordinator.components[name] = lambda transport=transport: transport.state  # type: ignore[misc]
+            coordinator.components[name] = partial(getattr, transport, "state")
         try:
             yield Running(coordinator, pool, rest, grpc, zmq)
         finally:
