@@ -22,14 +22,14 @@ FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
 
 def need(program: str) -> str:
-    """The path of `program`; without it the test is skipped, or fails where MODELOPS_TEST_FORBID_SKIP is set."""
+    """The path of `program`; without it the test is skipped, or fails where FORBID_SKIPPED_TESTS is set."""
     import shutil
 
     found = shutil.which(program)
     if found:
         return found
     message = f"the program '{program}' is not installed"
-    if os.environ.get("MODELOPS_TEST_FORBID_SKIP"):
+    if os.environ.get("FORBID_SKIPPED_TESTS"):
         pytest.fail(message)
     pytest.skip(message)
 
