@@ -170,11 +170,10 @@ class Pool:
         """Begin to load `version` and return at once; the view tells the rest. Refusals are raised as in `load`."""
         ticket = await self._begin_load(version, wish)
         future = self._waiting[ticket] = self._loop.create_future()
+        future.add_done_callback(lambda done: self._forget(ticket, done))
         self._dispatch(Load(ticket, version.model_name))
         if future.done():
             await future
-        else:
-            future.add_done_callback(lambda done: self._forget(ticket, done))
         return self.view(version.model_name)
 
     async def unload(self, name: str, *, force: bool, deadline: float) -> int:
