@@ -14,6 +14,7 @@ install: $(STAMP)  ## make .venv and install everything into it, hash by hash
 
 $(STAMP): pyproject.toml requirements/dev.txt scripts/venv.sh
 	@PYTHON="$(PYTHON)" sh scripts/venv.sh $(VENV)
+	@echo "installing into $(VENV): about a minute, once"
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

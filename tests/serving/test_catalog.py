@@ -74,6 +74,28 @@ async def test_what_is_not_registered_is_not_found(root: Path) -> None:
                 await models.find(name)
 
 
+async def test_a_name_that_is_nearly_right_is_suggested(root: Path) -> None:
+    tiny_gguf(root / "smollm2.gguf")
+    async with catalog(root) as models:
+        with pytest.raises(NotFound, match="did you mean 'smollm2'"):
+            await models.find("smolm2")
+
+
+async def test_a_file_that_is_no_model_says_so_when_it_is_asked_for_by_name(root: Path) -> None:
+    async with catalog(root) as models:
+        (root / "text.gguf").write_text("hello")
+        with pytest.raises(InvalidRequest, match="is no usable GGUF file"):
+            await models.find("text")
+
+
+async def test_a_file_that_was_replaced_is_the_next_version(root: Path) -> None:
+    tiny_gguf(root / "a.gguf", general__name="one")
+    async with catalog(root) as models:
+        assert (await models.find("a")).label == "v1"
+        tiny_gguf(root / "a.gguf", general__name="another")
+        assert (await models.find("a")).label == "v2"
+
+
 # --- paths ---
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize(

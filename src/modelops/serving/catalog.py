@@ -7,6 +7,7 @@ at start are registered under their own names.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import re
 import time
@@ -78,7 +79,9 @@ class Catalog:
         try:
             model = self._models[name]
         except KeyError:
-            raise NotFound(f"there is no model '{name}'; GET /models?all=true lists the models") from None
+            close = difflib.get_close_matches(name, self._models, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "the listing of all models tells those that there are"
+            raise NotFound(f"there is no model '{name}'; {hint}") from None
         return model.versions[model.active]
 
     async def register(self, name: str, path: str, model_type: ModelType) -> Version:
@@ -143,12 +146,15 @@ class Catalog:
         return str(file.relative_to(root)) if root else file.name
 
     async def find(self, name: str) -> Version:
-        """As `active`, but a model whose file was put under a root since the last look is registered first."""
+        """As `active`, but a model whose file was put under a root since the last look is registered first.
+
+        Raises InvalidRequest where there is such a file, and it is no model.
+        """
         if name not in self._models and _NAME.fullmatch(name):
             for root in self._roots:
                 file = root / f"{name}.gguf"
                 if await asyncio.to_thread(file.is_file):
-                    await self._discover(name, file)
+                    await self._discover(name, file, strict=True)
         version = self.active(name)
         if await asyncio.to_thread(version.file.is_file):  # a file that was replaced is a new version
             return await self._register(name, version.file, version.model_type)
@@ -157,7 +163,7 @@ class Catalog:
     def _scan(self) -> list[Path]:
         return [file for root in self._roots for file in sorted(root.glob("*.gguf")) if file.is_file()]
 
-    async def _discover(self, name: str, entry: Path) -> None:
+    async def _discover(self, name: str, entry: Path, *, strict: bool = False) -> None:
         file = entry.resolve()
         # A file that was replaced is a new version of its model. Another file of a known name is left alone, and so is
         # a file that somebody has registered under another name.
@@ -170,6 +176,8 @@ class Catalog:
         try:
             await asyncio.to_thread(gguf.read_header, file)
         except ModelOpsError as error:
+            if strict:
+                raise
             log.warning("skipping a file under the model roots: %s", error)
         else:
             await self._register(name, file, "llm")
