@@ -19,11 +19,7 @@ from modelops.api.errors import (
     ModelOpsError,
     Overloaded,
 )
-from modelops.serving.placement import MB
-from modelops.serving.scheduler import (
-    BACKOFF_S,
-    FAILED_S,
-    STABLE_S,
+from modelops.serving.events import (
     Ask,
     Close,
     Drain,
@@ -34,18 +30,18 @@ from modelops.serving.scheduler import (
     Load,
     Loaded,
     LoadFailed,
-    Phase,
     Refuse,
     Register,
     RestartDue,
     Revoke,
-    Scheduler,
     Start,
     Stop,
     Stopped,
     Unload,
     Wake,
 )
+from modelops.serving.placement import MB
+from modelops.serving.scheduler import BACKOFF_S, FAILED_S, STABLE_S, Phase, Scheduler
 
 NEED, FREE = 100 * MB, 250 * MB
 

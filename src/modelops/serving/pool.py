@@ -28,8 +28,7 @@ from modelops.engines.base import Piece, Prompt
 from modelops.engines.llama_cpp import Engine
 from modelops.serving import devices
 from modelops.serving.catalog import Catalog, Version
-from modelops.serving.placement import MB
-from modelops.serving.scheduler import (
+from modelops.serving.events import (
     Ask,
     Close,
     Drain,
@@ -40,18 +39,18 @@ from modelops.serving.scheduler import (
     Load,
     Loaded,
     LoadFailed,
-    Phase,
     Refuse,
     Register,
     RestartDue,
     Revoke,
-    Scheduler,
     Start,
     Stop,
     Stopped,
     Unload,
     Wake,
 )
+from modelops.serving.placement import MB
+from modelops.serving.scheduler import Phase, Scheduler
 from modelops.serving.tuning import Tuned, Wish, tune
 from modelops.settings import Settings
 from modelops.tasks import Tasks

@@ -1,7 +1,6 @@
 """Who gets a slot, what is loaded, what is refused: events in, effects out. Pure; the clock is passed in.
 
-The pool feeds it every event and performs every effect, in order; nobody else touches it. A *ticket* is one call that
-waits for an answer: a request for a slot, a load, or an unload. A granted ticket holds its slot until `Close`.
+The pool feeds it every event and performs every effect, in order; nobody else touches it.
 
 available → loading → loaded → unloading → available, with `restarting` after a crash and `failed` when it gave up.
 """
@@ -21,6 +20,27 @@ from modelops.api.errors import (
     ModelOpsError,
     Overloaded,
 )
+from modelops.serving.events import (
+    Ask,
+    Close,
+    Drain,
+    Effect,
+    Event,
+    Exited,
+    Grant,
+    Load,
+    Loaded,
+    LoadFailed,
+    Refuse,
+    Register,
+    RestartDue,
+    Revoke,
+    Start,
+    Stop,
+    Stopped,
+    Unload,
+    Wake,
+)
 from modelops.serving.placement import Ledger
 
 Phase = Literal["available", "loading", "loaded", "unloading", "restarting", "failed"]
@@ -31,144 +51,6 @@ BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 STABLE_S = 60.0
 #: Seconds for which requests to a failed model are refused before one may try to load it again.
 FAILED_S = 15.0
-
-
-# --- events ---
-@dataclass(frozen=True)
-class Register:
-    """`model` exists, needs `need` bytes, and serves `slots` requests at once. Only while it is not resident."""
-
-    model: str
-    need: int
-    slots: int
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request wants a slot."""
-
-    ticket: int
-    model: str
-
-
-@dataclass(frozen=True)
-class Load:
-    """A caller wants the model loaded."""
-
-    ticket: int
-    model: str
-
-
-@dataclass(frozen=True)
-class Unload:
-    """A caller wants the model unloaded."""
-
-    ticket: int
-    model: str
-    force: bool
-
-
-@dataclass(frozen=True)
-class Close:
-    """The ticket's caller is done, or gone."""
-
-    ticket: int
-    model: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The engine answers; it takes `memory` bytes."""
-
-    model: str
-    memory: int
-
-
-@dataclass(frozen=True)
-class LoadFailed:
-    """The engine did not come up, and nothing of it is left."""
-
-    model: str
-    error: ModelOpsError
-
-
-@dataclass(frozen=True)
-class Exited:
-    """A loaded engine ended by itself."""
-
-    model: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """The engine that was to be stopped is gone."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class RestartDue:
-    """The pause before a restart is over."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class Drain:
-    """From now on only what has been accepted is finished."""
-
-
-Event = Register | Ask | Load | Unload | Close | Loaded | LoadFailed | Exited | Stopped | RestartDue | Drain
-
-
-# --- effects ---
-@dataclass(frozen=True)
-class Grant:
-    """The ticket's call may go on: it has a slot, or what it asked for is done."""
-
-    ticket: int
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """The ticket's call ends with this error."""
-
-    ticket: int
-    error: ModelOpsError
-
-
-@dataclass(frozen=True)
-class Revoke:
-    """The slot that was granted is taken away, with this error."""
-
-    ticket: int
-    error: ModelOpsError
-
-
-@dataclass(frozen=True)
-class Start:
-    """Start the model's engine; answer with Loaded or LoadFailed."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Stop the model's engine, or its start; answer with Stopped."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class Wake:
-    """Send RestartDue after `seconds`."""
-
-    model: str
-    seconds: float
-
-
-Effect = Grant | Refuse | Revoke | Start | Stop | Wake
 
 
 @dataclass
