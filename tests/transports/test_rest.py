@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -170,3 +171,28 @@ def test_a_client_that_hangs_up_within_its_body_leaves_nothing_behind(steady: Se
         )
     assert http.post("/inference", json=ASKED).status_code == 200
     assert http.get("/status").json()["active_requests"] == 0
+
+
+def test_a_head_without_end_is_refused_and_the_rest_is_served(steady: Served) -> None:
+    host, port = steady.rest.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                client.sendall(b"X-Long: " + b"x" * 8192 + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert client.recv(100).startswith(b"HTTP/1.1 431 ")
+    assert httpx.get(f"{steady.rest}/health").status_code == 200
+
+
+def test_a_large_body_on_a_kept_connection_is_no_head(steady: Served) -> None:
+    with httpx.Client(base_url=steady.rest) as client:
+        for _ in range(3):
+            body = {"model_name": "nobody", "input_text": "x", "stop_sequences": ["y" * 900_000]}
+            assert client.post("/inference", json=body).status_code == 404
+
+
+def test_a_hundred_thousand_unknown_fields_are_refused_in_few_words(steady: Served) -> None:
+    answer = httpx.post(f"{steady.rest}/inference", json={f"f{number}": 0 for number in range(60_000)})
+    assert answer.status_code == 400
+    assert len(answer.content) < 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,14 +26,14 @@ def connect(steady: Served) -> Iterator[Connect]:
     opened = []
 
     def connect(kind: int = zmq.DEALER) -> Socket:
-        socket = context.socket(kind)
-        opened.append(socket)
-        socket.connect(steady.zmq)
-        return socket
+        made = context.socket(kind)
+        opened.append(made)
+        made.connect(steady.zmq)
+        return made
 
     yield connect
-    for socket in opened:
-        socket.close(linger=0)
+    for made in opened:
+        made.close(linger=0)
     context.term()
 
 
@@ -91,14 +92,14 @@ def test_a_dealer_gets_its_own_envelope_back(envelope: list[bytes], steady: Serv
 def test_pipelined_requests_are_answered_as_they_are_done(steady: Served, connect: Connect) -> None:
     socket = connect()
     send(socket, "slow", SHORT | {"max_tokens": 100})
-    send(socket, "quick", SHORT)
+    send(socket, "steady", SHORT)
     send(socket, "wrong", {})
     send(socket, "health", action="health")
     answers = [receive(socket) for _ in range(4)]
     assert {answer["request_id"]: answer["success"] for answer in answers} == {
         "health": True,
         "wrong": False,
-        "quick": True,
+        "steady": True,
         "slow": True,
     }
     assert answers[-1]["request_id"] == "slow"
@@ -165,3 +166,17 @@ def test_a_message_over_the_librarys_limit_costs_its_own_connection_only(steady:
     watch.close(0)
     send(other, "after", action="health")
     assert receive(other)["success"]
+
+
+def test_a_peer_of_the_first_protocol_harms_nobody(steady: Served) -> None:
+    host, port = steady.zmq.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as old:
+        old.sendall(b"\x01\x00\x01\x01\x03\x00hi")  # ZMTP 1.0: an identity, then a message
+        wait_until(lambda: "first ZMQ protocol" in steady.log.read_text(), what="the message's arrival")
+    assert httpx.get(f"{steady.rest}/health").json()["components"]["zmq"] == "healthy"
+    with zmq.Context() as context, context.socket(zmq.REQ) as asked:
+        asked.setsockopt(zmq.RCVTIMEO, 10_000)
+        asked.setsockopt(zmq.LINGER, 0)
+        asked.connect(steady.zmq)
+        asked.send_json({"action": "health"})
+        assert json.loads(asked.recv())["success"]

@@ -6,6 +6,7 @@ Requests are checked here and nowhere else, so that the bounds are the same on e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,8 @@ from modelops.api.errors import InvalidRequest
 ModelStatus = Literal["available", "loading", "loaded", "unloading", "failed"]
 ModelType = Literal["llm", "embedding", "reranker"]
 HealthStatus = Literal["healthy", "degraded", "unhealthy"]
+
+_MOST_FAULTS = 5  # of one request that are told: a hostile one may hold a hundred thousand
 
 
 def _no_nul(text: str) -> str:
@@ -49,10 +52,15 @@ class Request(BaseModel):
         """Check `fields`, a mapping from names to values; raises InvalidRequest that names each fault."""
         if not isinstance(fields, Mapping):
             raise InvalidRequest("the request must be a JSON object")
+        unknown = itertools.islice((name for name in fields if name not in cls.model_fields), _MOST_FAULTS)
+        faults = [_unknown_field(str(name)[:64], list(cls.model_fields)) for name in unknown]
         try:
-            return cls.model_validate(fields)
+            request = cls.model_validate({name: fields[name] for name in cls.model_fields if name in fields})
         except ValidationError as error:
-            raise InvalidRequest(_explain(error, list(cls.model_fields))) from None
+            raise InvalidRequest("; ".join(_explain(error) + faults)) from None
+        if faults:
+            raise InvalidRequest("; ".join(faults))
+        return request
 
 
 class Response(BaseModel):
@@ -61,20 +69,21 @@ class Response(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-def _explain(error: ValidationError, known: list[str]) -> str:
-    """One line that names every field at fault. The values stay out: they may be somebody's prompt."""
+def _unknown_field(name: str, known: list[str]) -> str:
     import difflib
 
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known fields: {', '.join(known) or 'none'}"
+    return f"unknown field '{name}': {hint}"
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """What is wrong with each field at fault. The values stay out: they may be somebody's prompt."""
     faults = []
-    for fault in error.errors(include_input=False, include_url=False):
-        name = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known fields: {', '.join(known) or 'none'}"
-            faults.append(f"unknown field '{name[:64]}': {hint}")
-        else:
-            faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
-    return "; ".join(faults)
+    for fault in error.errors(include_input=False, include_url=False)[:_MOST_FAULTS]:
+        name = ".".join(str(part)[:64] for part in fault["loc"])
+        faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return faults
 
 
 class Empty(Request):
@@ -92,7 +101,8 @@ class InferenceRequest(Request):
     stop_sequences: list[Stop] = Field([], max_length=10)
     raw: bool = Field(False, description="Complete the text as it stands, without the model's chat template.")
     system: Text = Field("", max_length=10_000, description="The system turn.")
-    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Makes sampling repeatable.")
+    # 2**32 - 1 means "draw one" to llama.cpp.
+    seed: int | None = Field(None, ge=0, le=2**32 - 2, description="Makes sampling repeatable.")
     stream: bool = Field(False, description="Answer as the text is made (REST: server-sent events).")
 
 

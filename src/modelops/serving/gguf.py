@@ -6,6 +6,7 @@ is allocated for it. The format: https://github.com/ggml-org/ggml/blob/master/do
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from dataclasses import dataclass
@@ -84,13 +85,18 @@ class Header:
 def read_header(file: Path) -> Header:
     """The header of `file`. Raises InvalidRequest, without naming the path, where it is no whole GGUF."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            return _read(stream, size)
+        stat = file.stat()
+        return _read_once(file, stat.st_size, stat.st_mtime_ns)
     except _Bad as error:
         raise InvalidRequest(f"'{file.name}' is no usable GGUF file: {error}") from None
     except OSError as error:
         raise InvalidRequest(f"'{file.name}' cannot be read: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=256)  # a vocabulary takes tens of ms; many requests may meet a model that is not loaded
+def _read_once(file: Path, size: int, _mtime_ns: int) -> Header:
+    with file.open("rb") as stream:
+        return _read(stream, size)
 
 
 def _read(stream: BinaryIO, size: int) -> Header:

@@ -50,7 +50,7 @@ from modelops.serving.events import (
     Wake,
 )
 from modelops.serving.placement import MB
-from modelops.serving.scheduler import Phase, Scheduler
+from modelops.serving.scheduler import FAILED_S, Phase, Scheduler
 from modelops.serving.tuning import Tuned, Wish, tune
 from modelops.settings import Settings
 from modelops.tasks import Tasks
@@ -143,7 +143,11 @@ class Pool:
     @contextlib.asynccontextmanager
     async def lease(self, name: str, deadline: float) -> AsyncIterator[Lease]:
         """A slot of `name`, loading it first where needed; `deadline` is in the loop's time. Raises ModelOpsError."""
-        await self._prepare(name)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._prepare(name)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the time ran out while looking at the file of '{name}'") from None
         ticket = next(self._tickets)
         self._asking[ticket] = None
         try:
@@ -311,18 +315,18 @@ class Pool:
     async def _prepare(self, name: str) -> None:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
         model = self._scheduler.models.get(name)
-        if model is None or model.phase == "available":
+        due = model and model.phase == "failed" and model.changed_at + FAILED_S <= self._loop.time()
+        if model is None or model.phase == "available" or due:
             resident = self._residents.get(name)
             await self._tune(await self._catalog.find(name), resident.wish if resident else Wish())
 
     async def _begin_load(self, version: Version, wish: Wish) -> int:
         name = version.model_name
-        resident = self._residents.get(name)
-        if resident and self._scheduler.models[name].phase not in ("available", "failed"):
-            if resident.version.number != version.number:
-                raise Conflict(f"'{name}' {resident.version.label} is loaded; unload it before {version.label}")
-        else:
+        if name not in self._residents or self._scheduler.models[name].phase in ("available", "failed"):
             await self._tune(version, wish)
+        resident = self._residents[name]  # another version's, where its load began meanwhile
+        if resident.version.number != version.number:
+            raise Conflict(f"'{name}' {resident.version.label} is loaded; unload it before {version.label}")
         return next(self._tickets)
 
     async def _tune(self, version: Version, wish: Wish) -> None:
@@ -365,5 +369,7 @@ class Pool:
         coming = sum(size for name, size in ledger.items() if models[name].phase == "loading")
         free = devices.available_bytes() - coming - self._settings.memory.reserve_mb * MB
         if budget := self._settings.memory.budget_mb:
-            free = min(free, budget * MB - self.reserved_bytes())
+            # A model that has stopped gives its part back with this very event.
+            back = ledger.get(event.model, 0) if isinstance(event, Stopped) else 0
+            free = min(free, budget * MB - self.reserved_bytes() + back)
         return free

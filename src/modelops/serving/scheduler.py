@@ -165,11 +165,11 @@ class Scheduler:
                 ticket,
                 Overloaded(f"{model.queued} requests already wait for '{name}'; try again", retry_after_s=1.0),
             )
-        elif model.phase == "available" and not self._autoload:
-            yield Refuse(ticket, _not_loaded(name))
         elif model.phase == "failed" and (left := model.changed_at + FAILED_S - now) > 0:
             assert model.error is not None
             yield Refuse(ticket, _again(model.error, left))
+        elif model.phase in ("available", "failed") and not self._autoload:
+            yield Refuse(ticket, _not_loaded(name))
         elif model.phase == "unloading":
             model.later.append(ticket)
         else:

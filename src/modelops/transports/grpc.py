@@ -183,7 +183,7 @@ def _messages(rpc: str) -> tuple[type[Message], type[Message]]:
 def _fields(message: Message) -> dict[str, Any]:
     """The message's given fields, by name. Raises InvalidRequest for a field that this release does not know."""
     unknown = UnknownFieldSet(message)
-    numbers = sorted({unknown[index].field_number for index in range(len(unknown))})
+    numbers = sorted({unknown[index].field_number for index in range(len(unknown))})[:5]
     if numbers:
         raise InvalidRequest(f"unknown field number {', '.join(map(str, numbers))} in {message.DESCRIPTOR.name}")
     fields: dict[str, Any] = {}

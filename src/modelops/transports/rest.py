@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelops.api import types
 from modelops.api.errors import InvalidRequest, ModelOpsError, NotAvailable, NotFound, TooLarge
@@ -50,6 +51,7 @@ STATUS: dict[str, int] = {
     "insufficient_memory": 507,
 }
 
+_LONGEST_HEAD = 64 * 1024  # bytes of request line and headers together
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SWAGGER = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head><body><div id="ui"></div>
@@ -90,7 +92,7 @@ class RestServer:
         self._port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -109,6 +111,33 @@ class RestServer:
             self._server.should_exit = True
             await asyncio.wait([self._serving])
         await self._tasks.close()
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with a bound on the request line and the headers, which neither it nor its parser has."""
+
+    _in_head = True
+    _head_bytes = 0
+    _messages = 0
+
+    def data_received(self, data: bytes) -> None:
+        before = self._messages
+        super().data_received(data)
+        # A block in which a head, or a whole message, has ended is not one that a head grows by.
+        if self._in_head and self._messages == before:
+            self._head_bytes += len(data)
+            if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
+                self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
+                self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._messages += 1
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

@@ -21,7 +21,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from modelops.api import types
-from modelops.api.errors import InvalidRequest, ModelOpsError, TooLarge
+from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded, TooLarge
 from modelops.api.operations import OPERATIONS, Operation
 from modelops.service import Call, Coordinator, internal
 from modelops.tasks import Tasks
@@ -51,6 +51,7 @@ _FIND_REQUEST_ID = re.compile(rb'"request_id"\s*:\s*"([^"\\\x00-\x1f]{1,128})"')
 #: What the library itself refuses, by closing the connection. Up to it a message is read, and refused with its reason.
 _HARD_LIMIT = 64 * 2**20
 _LONGEST_SEND_S = 10.0
+_LAST_WORDS_S = 0.2  # for each caller that is told of the end
 
 
 class _Gone(Exception):
@@ -58,7 +59,10 @@ class _Gone(Exception):
 
 
 class _Peer:
-    """Where an answer goes: the frames before the body, the connection that the request came over, and its id."""
+    """Where an answer goes: the frames before the body, the connection that the request came over, and its id.
+
+    Raises zmq.ZMQError for a peer of the first protocol (ZMTP 1.0), whose messages do not tell their connection.
+    """
 
     def __init__(self, envelope: Sequence[bytes], body: zmq.Frame) -> None:
         self.envelope = list(envelope)
@@ -81,6 +85,8 @@ class ZmqServer:
         self._tasks = Tasks("zmq")
         # Which work belongs to which connection, so that it ends when its caller is gone.
         self._working: dict[int, dict[asyncio.Task[None], _Peer]] = {}
+        self._connections: set[int] = set()
+        self._receiving: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -90,7 +96,7 @@ class ZmqServer:
     @property
     def state(self) -> str:
         """For health."""
-        return "healthy" if self._socket else "unhealthy: not listening"
+        return "healthy" if self._receiving and not self._receiving.done() else "unhealthy: not listening"
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError when the address cannot be had."""
@@ -99,7 +105,7 @@ class ZmqServer:
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a caller that is gone is told apart from one that is slow
         router.setsockopt(zmq.MAXMSGSIZE, _HARD_LIMIT)
         router.setsockopt(zmq.IPV6, int(self._host.startswith("[")))
-        self._monitor = router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         try:
             router.bind(f"tcp://{self._host}:{self._port or '*'}")
         except zmq.ZMQError as error:
@@ -109,11 +115,18 @@ class ZmqServer:
             raise OSError(error.errno, error.strerror) from None
         self._port = int(router.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self._socket = router
-        self._tasks.start("receive", self._receive(router))
+        self._receiving = self._tasks.start("receive", self._receive(router))
         self._tasks.start("watch connections", self._watch(self._monitor))
 
     async def stop(self) -> None:
-        """End the work in flight, and listening."""
+        """End the work in flight, and listening; who still waits is told so."""
+        gone = Overloaded("the coordinator is shutting down", retry_after_s=5.0)
+        for peers in list(self._working.values()):
+            for task, peer in list(peers.items()):
+                task.cancel()
+                with contextlib.suppress(zmq.ZMQError, _Gone):
+                    async with asyncio.timeout(_LAST_WORDS_S):
+                        await self._send(peer, _failed(Call(peer.request_id, "zmq"), gone))
         await self._tasks.close()
         if self._socket and self._monitor:
             self._socket.disable_monitor()
@@ -126,9 +139,15 @@ class ZmqServer:
     async def _receive(self, router: zmq.asyncio.Socket) -> None:
         while True:
             frames = await router.recv_multipart(copy=False)
-            # Work of a connection that ended before this message came must not be taken for the new one's.
-            await self._end_gone()
-            peer = _Peer([frame.bytes for frame in frames[:-1]], frames[-1])
+            # First what happened to connections: a number may have ended with one and begun with another since.
+            await self._look()
+            try:
+                peer = _Peer([frame.bytes for frame in frames[:-1]], frames[-1])
+            except zmq.ZMQError:
+                log.warning("a message of the first ZMQ protocol is dropped: it cannot be answered")
+                continue
+            if peer.connection not in self._connections:
+                continue  # closed before its message was read: nobody is left to answer
             task = self._tasks.start("answer", self._answer(peer, frames[-1].bytes))
             self._working.setdefault(peer.connection, {})[task] = peer
             task.add_done_callback(partial(self._ended, peer.connection))
@@ -142,16 +161,20 @@ class ZmqServer:
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         while True:
             await monitor.poll()
-            await self._end_gone()
+            await self._look()
 
-    async def _end_gone(self) -> None:
-        """Cancel the work of every connection that has been closed since the last look."""
+    async def _look(self) -> None:
+        """Take note of the connections made since the last look, and cancel the work of those that were closed."""
         assert self._monitor is not None
         with contextlib.suppress(zmq.Again):
             while True:
                 event = parse_monitor_message(await self._monitor.recv_multipart(zmq.NOBLOCK))
-                if event["event"] == zmq.EVENT_DISCONNECTED:
-                    for task in self._working.pop(event["value"], {}):
+                connection = event["value"]
+                if event["event"] == zmq.EVENT_ACCEPTED:
+                    self._connections.add(connection)
+                else:
+                    self._connections.discard(connection)
+                    for task in self._working.pop(connection, {}):
                         task.cancel()
 
     # --- one message ---
