@@ -10,6 +10,7 @@ import asyncio
 import difflib
 import logging
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -99,7 +100,11 @@ class Catalog:
         """`version` with its digest, computed and recorded on the first call. Reads the whole file once."""
         if version.digest:
             return version
-        value = f"sha256:{await asyncio.to_thread(sources.sha256, version.file)}"
+        stop = threading.Event()
+        try:
+            value = f"sha256:{await asyncio.to_thread(sources.sha256, version.file, stop)}"
+        finally:
+            stop.set()  # a thread outlives its task's cancellation: the end would wait for a large file to be read
         await self._queries.set_digest(version.model_name, version.number, value)
         known = replace(version, digest=value)
         self._models[version.model_name].versions[version.number] = known

