@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from modelops.api.errors import ModelOpsError
+from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
 from modelops.service import Call, Coordinator
 from modelops.serving.catalog import Catalog
@@ -122,9 +124,6 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
 async def _get_ready(
     parts: Running, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]
 ) -> StartError | None:
-    from modelops.api.errors import ModelOpsError
-    from modelops.api.types import ModelLoadRequest
-
     for name in load:
         try:
             await parts.coordinator.load_model(Call("start", "local"), ModelLoadRequest(model_name=name))

@@ -510,3 +510,20 @@ TestPools = Pools.TestCase
 TestPools.settings = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+# --- memory ---
+def test_a_model_is_loaded_again_into_the_memory_that_it_gives_back() -> None:
+    made = Scheduler(max_queue=2, autoload=True, budget=NEED)
+    for event in (Register("m", NEED, slots=1), ask(1), Loaded("m", 0), unload(2), ask(3), Close(1, "m")):
+        made.on(event, now=0.0, free=FREE)
+    assert made.on(Stopped("m"), now=0.0, free=FREE) == [Grant(2), START]
+
+
+def test_what_another_model_is_about_to_take_is_not_free() -> None:
+    made = Scheduler(max_queue=2, autoload=True)
+    for event in (Register("other", NEED, slots=1), Register("m", NEED, slots=1), Ask(1, "other")):
+        made.on(event, now=0.0, free=2 * NEED - 1)
+    assert made.on(ask(2), now=0.0, free=2 * NEED - 1) == [Refuse(2, Like(InsufficientMemory))]
+    made.on(Loaded("other", 0), now=0.0)  # from now on the machine itself shows what it takes
+    assert made.on(ask(3), now=0.0, free=NEED) == [START]

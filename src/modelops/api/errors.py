@@ -91,6 +91,11 @@ class Overloaded(ModelOpsError):
     code = "overloaded"
 
 
+def shutting_down() -> Overloaded:
+    """What everybody is told who asks, or still waits, at the end."""
+    return Overloaded("the coordinator is shutting down", retry_after_s=5.0)
+
+
 class DeadlineExceeded(ModelOpsError):
     """The caller's time, or the server's own bound, ran out."""
 

@@ -21,7 +21,7 @@ from modelops.api.errors import (
     EngineFailed,
     InternalError,
     ModelOpsError,
-    Overloaded,
+    shutting_down,
 )
 from modelops.api.types import ModelStatus
 from modelops.engines.base import Piece, Prompt
@@ -50,7 +50,7 @@ from modelops.serving.events import (
     Wake,
 )
 from modelops.serving.placement import MB
-from modelops.serving.scheduler import FAILED_S, Phase, Scheduler
+from modelops.serving.scheduler import Phase, Scheduler
 from modelops.serving.tuning import Tuned, Wish, tune
 from modelops.settings import Settings
 from modelops.tasks import Tasks
@@ -129,7 +129,11 @@ class Pool:
         self._settings = settings
         self._catalog = catalog
         self._runtime_dir = runtime_dir
-        self._scheduler = Scheduler(max_queue=settings.models.max_queue, autoload=settings.models.autoload)
+        self._scheduler = Scheduler(
+            max_queue=settings.models.max_queue,
+            autoload=settings.models.autoload,
+            budget=settings.memory.budget_mb * MB,
+        )
         self._residents: dict[str, _Resident] = {}
         self._tickets = itertools.count(1)
         self._sockets = itertools.count(1)
@@ -235,7 +239,7 @@ class Pool:
     async def close(self) -> None:
         """Stop every engine; nothing of them is left when it returns. What is still in flight is told why it ends."""
         self._dispatch(Drain())
-        gone = Overloaded("the coordinator is shutting down", retry_after_s=5.0)
+        gone = shutting_down()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(gone)
@@ -315,8 +319,7 @@ class Pool:
     async def _prepare(self, name: str) -> None:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
         model = self._scheduler.models.get(name)
-        due = model and model.phase == "failed" and model.changed_at + FAILED_S <= self._loop.time()
-        if model is None or model.phase == "available" or due:
+        if model is None or (model.phase in ("available", "failed") and not model.cooling_s(self._loop.time())):
             resident = self._residents.get(name)
             await self._tune(await self._catalog.find(name), resident.wish if resident else Wish())
 
@@ -359,17 +362,9 @@ class Pool:
         return any(model.active or model.queued for model in self._scheduler.models.values())
 
     def _free_bytes(self, event: Event) -> int:
-        """Memory into which a model may be loaded now. Asked only of events that can begin a load."""
+        """Memory that the machine shows as free, less the reserve. Looked at only for events that can begin a load."""
         if not isinstance(event, Ask | Load | Stopped | RestartDue):
             return 0
         if isinstance(event, Ask) and self._scheduler.models[event.model].phase == "loaded":
             return 0
-        # What is being loaded has been reserved, but the machine does not show it yet.
-        ledger, models = self._scheduler.ledger.reserved, self._scheduler.models
-        coming = sum(size for name, size in ledger.items() if models[name].phase == "loading")
-        free = devices.available_bytes() - coming - self._settings.memory.reserve_mb * MB
-        if budget := self._settings.memory.budget_mb:
-            # A model that has stopped gives its part back with this very event.
-            back = ledger.get(event.model, 0) if isinstance(event, Stopped) else 0
-            free = min(free, budget * MB - self.reserved_bytes() + back)
-        return free
+        return devices.available_bytes() - self._settings.memory.reserve_mb * MB

@@ -19,6 +19,7 @@ from modelops.api.errors import (
     InsufficientMemory,
     ModelOpsError,
     Overloaded,
+    shutting_down,
 )
 from modelops.serving.events import (
     Ask,
@@ -74,6 +75,10 @@ class Model:
         """Loaded, and nobody uses it or waits for it."""
         return self.phase == "loaded" and not self.active and not self.queue
 
+    def cooling_s(self, now: float) -> float:
+        """Seconds for which requests are still refused because the model has failed."""
+        return max(0.0, self.changed_at + FAILED_S - now) if self.phase == "failed" else 0.0
+
     @property
     def queued(self) -> int:
         """Requests that wait for a slot."""
@@ -83,15 +88,16 @@ class Model:
 class Scheduler:
     """The state of all models and the ledger; `on` is the only way to change it."""
 
-    def __init__(self, *, max_queue: int, autoload: bool) -> None:
+    def __init__(self, *, max_queue: int, autoload: bool, budget: int = 0) -> None:
         self.models: dict[str, Model] = {}
         self.ledger = Ledger()
         self._max_queue = max_queue
         self._autoload = autoload
+        self._budget = budget  # bytes for all models together; 0: what the machine has
         self._draining = False
 
     def on(self, event: Event, now: float, free: int = 0) -> list[Effect]:
-        """What follows from `event` at `now` seconds, with `free` bytes of memory to load models into."""
+        """What follows from `event` at `now` seconds, with `free` bytes of memory that the machine shows as free."""
         if isinstance(event, Drain):
             self._draining = True
             return []
@@ -155,7 +161,7 @@ class Scheduler:
 
     def _ask(self, ticket: int, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
         if self._draining:
-            yield Refuse(ticket, _draining())
+            yield Refuse(ticket, shutting_down())
         elif model.phase == "loaded" and len(model.active) < model.slots:
             model.active.add(ticket)
             yield Grant(ticket)
@@ -165,7 +171,7 @@ class Scheduler:
                 ticket,
                 Overloaded(f"{model.queued} requests already wait for '{name}'; try again", retry_after_s=1.0),
             )
-        elif model.phase == "failed" and (left := model.changed_at + FAILED_S - now) > 0:
+        elif left := model.cooling_s(now):
             assert model.error is not None
             yield Refuse(ticket, _again(model.error, left))
         elif model.phase in ("available", "failed") and not self._autoload:
@@ -179,7 +185,7 @@ class Scheduler:
 
     def _load(self, ticket: int, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
         if self._draining:
-            yield Refuse(ticket, _draining())
+            yield Refuse(ticket, shutting_down())
         elif model.phase == "loaded":
             yield Refuse(ticket, AlreadyLoaded(f"'{name}' is already loaded"))
         else:
@@ -224,7 +230,7 @@ class Scheduler:
 
     def _begin(self, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
         idle = frozenset(other for other, state in self.models.items() if state.idle)
-        if bill := self.ledger.bill(model.need, free, idle):
+        if bill := self.ledger.bill(model.need, self._free(free), idle):
             error = InsufficientMemory(bill.sentence(name), details=bill.details())
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
@@ -234,6 +240,13 @@ class Scheduler:
         self.ledger.reserve(name, model.need)
         self._enter(model, "loading", now)
         yield Start(name)
+
+    def _free(self, device: int) -> int:
+        """What may be reserved now, of the `device` bytes that the machine shows as free and of the budget."""
+        # What is being loaded has been reserved, but the machine does not show it yet.
+        held = self.ledger.reserved
+        free = device - sum(size for name, size in held.items() if self.models[name].phase == "loading")
+        return min(free, self._budget - sum(held.values())) if self._budget else free
 
     def _crashed(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
         model.crashes += 1
@@ -275,10 +288,6 @@ def _refuse_all(model: Model, error: ModelOpsError) -> Iterator[Effect]:
 
 def _not_loaded(name: str) -> Conflict:
     return Conflict(f"'{name}' is not loaded, and models.autoload is off; load it first")
-
-
-def _draining() -> Overloaded:
-    return Overloaded("the coordinator is shutting down", retry_after_s=5.0)
 
 
 def _again(error: ModelOpsError, seconds: float) -> ModelOpsError:

@@ -12,7 +12,8 @@ from modelops.api.operations import OPERATIONS, Operation
 from modelops.api.planned import PLANNED, Planned
 from modelops.api.types import Request
 
-_STATUS = {
+#: The table from codes to HTTP statuses, each with what it says in the document.
+STATUS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "Invalid request"),
     "unauthenticated": (401, "No key, or a wrong one"),
     "permission_denied": (403, "The key lacks the scope"),
@@ -44,7 +45,7 @@ _PROBLEM = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "code": {"type": "string", "enum": sorted(_STATUS)},
+        "code": {"type": "string", "enum": sorted(STATUS)},
         "request_id": {"type": "string"},
         "retry_after_s": {"type": "number"},
         "details": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -156,7 +157,7 @@ def _errors(codes: Iterable[str]) -> dict[str, Any]:
     retry = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
     return {
         str(status): {"description": title, "content": content} | ({"headers": retry} if status in (429, 503) else {})
-        for status, title in (_STATUS[code] for code in (*codes, "internal"))
+        for status, title in (STATUS[code] for code in (*codes, "internal"))
     }
 
 

@@ -35,21 +35,7 @@ from modelops.transports import openapi
 log = logging.getLogger(__name__)
 
 #: The table from codes to HTTP statuses.
-STATUS: dict[str, int] = {
-    "invalid_request": 400,
-    "unauthenticated": 401,
-    "permission_denied": 403,
-    "not_found": 404,
-    "conflict": 409,
-    "too_large": 413,
-    "rate_limited": 429,
-    "internal": 500,
-    "not_implemented": 501,
-    "engine_failed": 502,
-    "overloaded": 503,
-    "deadline_exceeded": 504,
-    "insufficient_memory": 507,
-}
+STATUS: dict[str, int] = {code: status for code, (status, _) in openapi.STATUS.items()}
 
 _LONGEST_HEAD = 64 * 1024  # bytes of request line and headers together
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -21,7 +21,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from modelops.api import types
-from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded, TooLarge
+from modelops.api.errors import InvalidRequest, ModelOpsError, TooLarge, shutting_down
 from modelops.api.operations import OPERATIONS, Operation
 from modelops.service import Call, Coordinator, internal
 from modelops.tasks import Tasks
@@ -120,7 +120,7 @@ class ZmqServer:
 
     async def stop(self) -> None:
         """End the work in flight, and listening; who still waits is told so."""
-        gone = Overloaded("the coordinator is shutting down", retry_after_s=5.0)
+        gone = shutting_down()
         for peers in list(self._working.values()):
             for task, peer in list(peers.items()):
                 task.cancel()
