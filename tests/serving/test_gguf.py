@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ggufs import Tensors, make, write
 from modelops.api.errors import InvalidRequest
-from modelops.serving.gguf import Header, read_header
+from modelops.serving.gguf import read_header, write_skeleton
+from modelops.serving.layers import Layer
 from support import tiny_gguf
 
 MAGIC = b"GGUF"
@@ -37,20 +42,98 @@ def tensor(*shape: int, kind: int = 0, offset: int = 0, rank: int | None = None)
 
 
 def test_a_small_file_is_read(tmp_path: Path) -> None:
-    assert read_header(tiny_gguf(tmp_path / "tiny.gguf")) == Header(
-        architecture="llama",
-        name="tiny",
-        layers=2,
-        context_length=2048,
-        embedding_length=64,
-        kv_heads=2,
-        key_length=16,
-        value_length=16,
-        vocabulary=128,
-        weight_bytes=64 * 128 // 32 * 34,
-        quantised=True,
-        chat_template=False,
-    )
+    file = tiny_gguf(tmp_path / "tiny.gguf")
+    header = read_header(file)
+    assert (header.architecture, header.name, header.layers) == ("llama", "tiny", 2)
+    assert (header.context_length, header.embedding_length, header.vocabulary) == (2048, 64, 128)
+    assert header.blocks == (Layer(weights=0, keys=32, values=32), Layer(weights=0, keys=32, values=32))
+    assert header.weight_bytes == header.input_bytes == 64 * 128 // 32 * 34
+    assert (header.quantised, header.chat_template, header.tied, header.adapter) == (True, False, True, False)
+    assert header.file_bytes == file.stat().st_size
+
+
+def test_weights_are_told_apart_by_what_they_are_for(tmp_path: Path) -> None:
+    header = read_header(make(tmp_path / "m.gguf", layers=3, width=256, feed_forward=512, words=512))
+    row = 256 // 32 * 34
+    layer = (4 * 64 + 2 * 2 * 64 + 256 + 2 * 512) * row + 512 // 32 * 34 * 256 + 2 * 256 * 4
+    assert [block.weights for block in header.blocks] == [layer] * 3
+    assert (header.input_bytes, header.output_bytes, header.tied) == (512 * row, 512 * row + 256 * 4, False)
+    tied = read_header(make(tmp_path / "tied.gguf", layers=3, tied=True))
+    assert (tied.input_bytes, tied.output_bytes, tied.tied) == (512 * row, 256 * 4, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied", "copied"), [("q8_0", True, False), ("q4_0", True, True), ("q4_0", False, False)]
+)
+def test_a_tied_head_is_kept_twice_where_the_engine_reorders_it(
+    tmp_path: Path, kind: str, tied: bool, copied: bool
+) -> None:
+    assert read_header(make(tmp_path / "m.gguf", kind=kind, tied=tied)).copied_input is copied
+
+
+def split(folder: Path, entries: dict[str, Any]) -> list[Path]:
+    """A model in two parts: the second has only a tensor."""
+    whole: Tensors = {"token_embd.weight": ((64, 128), "f16")}
+    rest: Tensors = {"blk.1.ffn_up.weight": ((64, 64), "f32"), "output.weight": ((64, 128), "f16")}
+    first: dict[str, Any] = {"general.architecture": "llama", "llama.block_count": 2} | entries
+    return [
+        write(folder / "m-00001-of-00002.gguf", {"split.count": 2, "split.no": 0} | first, whole),
+        write(folder / "m-00002-of-00002.gguf", {"split.count": 2, "split.no": 1}, rest),
+    ]
+
+
+def test_parts_are_read_as_one_model(tmp_path: Path) -> None:
+    first, second = split(tmp_path, {})
+    header = read_header(first)
+    assert header.file_bytes == first.stat().st_size + second.stat().st_size
+    assert (header.input_bytes, header.output_bytes, header.tied) == (64 * 128 * 2, 64 * 128 * 2, False)
+    assert [block.weights for block in header.blocks] == [0, 64 * 64 * 4]
+    assert header.digest != read_header(split(tmp_path / "other", {"llama.context_length": 8})[0]).digest
+
+
+def test_a_part_that_is_missing_or_not_the_first_is_named(tmp_path: Path) -> None:
+    first, second = split(tmp_path, {})
+    with pytest.raises(InvalidRequest, match=r"name its first part, 'm-00001-of-00002\.gguf'"):
+        read_header(second)
+    with pytest.raises(InvalidRequest, match="is one of 2 parts, and its name does not say so"):
+        read_header(first.rename(tmp_path / "alone.gguf"))
+    first, second = split(tmp_path, {})
+    second.unlink()
+    with pytest.raises(InvalidRequest, match=r"'m-00002-of-00002\.gguf' cannot be read") as refused:
+        read_header(first)
+    assert str(tmp_path) not in refused.value.message
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    entries = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    header = read_header(write(tmp_path / "a.gguf", entries, {"blk.0.attn_q.weight.lora_a": ((64, 8), "f32")}))
+    assert header.adapter
+    assert (header.weight_bytes, header.tied) == (64 * 8 * 4, False)
+
+
+def test_the_digest_is_of_the_header_alone(tmp_path: Path) -> None:
+    file = make(tmp_path / "m.gguf")
+    digest = read_header(file).digest
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"x")
+    assert read_header(file).digest == digest
+    assert read_header(make(tmp_path / "m.gguf", context=99)).digest != digest
+
+
+def test_a_skeleton_is_the_model_without_words_and_weights(tmp_path: Path, smollm2: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for file in (make(tmp_path / "m.gguf", "gemma3"), split(tmp_path, {})[0], smollm2):
+        skeleton = write_skeleton(file, tmp_path / "s")
+        before, after = read_header(file), read_header(skeleton)
+        assert after == replace(
+            before,
+            merges=0,
+            chat_template=False,
+            file_bytes=after.file_bytes,
+            digest=after.digest,
+        )
+        assert all(part.stat().st_blocks * 512 < 50_000 for part in (tmp_path / "s").iterdir())
 
 
 @pytest.mark.parametrize(("tensor_type", "quantised"), [(0, False), (1, False), (8, True)])
@@ -65,8 +148,8 @@ def test_a_chat_template_is_seen(tmp_path: Path) -> None:
 def test_the_default_model_is_read(smollm2: Path) -> None:
     header = read_header(smollm2)
     assert (header.architecture, header.layers, header.embedding_length) == ("llama", 30, 576)
-    assert (header.kv_heads, header.key_length, header.value_length) == (3, 64, 64)
-    assert (header.context_length, header.vocabulary) == (8192, 49152)
+    assert {(layer.keys, layer.values, layer.window, layer.state) for layer in header.blocks} == {(192, 192, 0, 0)}
+    assert (header.context_length, header.vocabulary, header.merges) == (8192, 49152, 48900)
     assert header.quantised
     assert header.chat_template
     assert 0.95 < header.weight_bytes / smollm2.stat().st_size < 1
@@ -108,6 +191,9 @@ def test_the_default_model_cut_in_half_is_refused(smollm2: Path, tmp_path: Path)
             "a text of",
             id="text in array",
         ),
+        pytest.param(
+            head(1, 1) + entry(b"k", 9, array(8, 2**21 + 1)) + bytes(2**20), "an array of", id="too many texts"
+        ),
         pytest.param(head(1, 1) + entry(b"k", 9, array(9, 1)), "array of arrays", id="array of arrays"),
         pytest.param(head(1, 1) + entry(b"k", 99, b""), "unknown type 99", id="unknown value type"),
         pytest.param(head(1) + tensor(1, rank=0), "0 dimensions", id="no dimensions"),
@@ -139,7 +225,38 @@ def test_what_is_no_model_is_refused_with_the_reason_and_without_taking_memory(
         tracemalloc.stop()
     assert reason in refused.value.message
     assert str(tmp_path) not in refused.value.message
-    assert peak < 2**20
+    assert peak < 2**23
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(head(2**16, 0), id="tensors"),
+        pytest.param(head(1, 2**16), id="entries"),
+        pytest.param(head(1, 2) + entry(b"k", 9, array(8, 2**21)), id="texts"),
+        pytest.param(head(1, 2) + entry(b"k", 9, array(10, 2**23 - 99)), id="numbers"),
+        pytest.param(head(1, 2) + entry(b"k", 8, struct.pack("<Q", 2**24)), id="text"),
+    ],
+)
+def test_the_most_that_is_believed_is_refused_soon_and_in_little_memory(tmp_path: Path, content: bytes) -> None:
+    """The file is 10 GB of zeros: nothing that it claims is out of bounds, and all of it is there."""
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(content)
+    os.truncate(file, 10 * 2**30)
+    read = f"""
+import pathlib, resource, time
+from modelops.api.errors import InvalidRequest
+from modelops.serving.gguf import read_header
+before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+try:
+    read_header(pathlib.Path({str(file)!r}))
+except InvalidRequest:
+    print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    told = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True).stdout
+    seconds, kilobytes = map(float, told.split())
+    assert seconds < 1
+    assert kilobytes < 100_000
 
 
 @pytest.mark.parametrize("key", ["llama.block_count", "llama.context_length", "llama.attention.head_count_kv"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from modelops.store.database import StateFileError, open_database
 from modelops.store.models import ModelQueries, VersionRow
+from modelops.store.residents import ResidentQueries
 from modelops.store.tables import MIGRATIONS, metadata
 
 
@@ -99,3 +101,18 @@ async def test_a_migration_that_cannot_be_finished_leaves_nothing_behind(tmp_pat
     do(file, "DROP TABLE ix_model_versions_model_name")
     await (await open_database(file)).dispose()
     assert ask(file, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+
+
+async def test_the_state_of_the_first_release_is_brought_up_to_date_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    for statement in MIGRATIONS[0]:
+        do(file, statement)
+    fields = "model_name, number, model_type, file, size, mtime_ns, digest, registered_at"
+    do(file, f"INSERT INTO model_versions ({fields}) VALUES ('m', 3, 'llm', '/models/m.gguf', 7, 1, 'sha256:a', 2.5)")
+    do(file, "PRAGMA user_version = 1")
+    database = await open_database(file)
+    kept = await ModelQueries(database).versions()
+    assert kept == [replace(row(), number=3, digest="sha256:a")]
+    assert await ResidentQueries(database).all() == []
+    assert (await ModelQueries(database).add(row())).number == 4
+    await database.dispose()

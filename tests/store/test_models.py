@@ -35,3 +35,15 @@ async def test_a_digest_is_set_for_its_version_only(queries: ModelQueries) -> No
     first, second = await queries.add(ROW), await queries.add(ROW)
     await queries.set_digest("m", 1, "sha256:abc")
     assert await queries.versions() == [replace(first, digest="sha256:abc"), second]
+
+
+async def test_a_removed_version_is_gone_and_its_number_is_not_given_again(queries: ModelQueries) -> None:
+    first, second = await queries.add(ROW), await queries.add(ROW)
+    await queries.remove("m", second.number)
+    await queries.remove("m", 99)
+    assert await queries.versions() == [first]
+    assert (await queries.add(ROW)).number == 3
+    for number in (1, 3):
+        await queries.remove("m", number)
+    assert await queries.versions() == []
+    assert (await queries.add(ROW)).number == 4

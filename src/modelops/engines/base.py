@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+#: What the numbers of the KV cache are stored as: 16 bits, or about 8.5 or 4.5.
+CacheType = Literal["f16", "q8_0", "q4_0"]
+Task = Literal["generate", "embed", "rerank"]
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """How one model is to be run.
 
-    `context_length` is in tokens for each slot; `gpu_layers` is -1 for "the engine decides"; `load_timeout_s` and
-    `stop_timeout_s` bound the start and the end.
+    `context_length` is in tokens for each slot; `gpu_layers` is -1 for "the engine decides", and counts the output as
+    one layer more; `tensor_split` says how many of them each GPU takes, empty for "the engine decides";
+    `load_timeout_s` and `stop_timeout_s` bound the start and the end.
     """
 
     model_name: str
@@ -25,6 +31,16 @@ class EngineSpec:
     gpu_layers: int
     load_timeout_s: float
     stop_timeout_s: float
+    tensor_split: tuple[int, ...] = ()
+    cache_type: CacheType = "f16"
+    context_checkpoints: int = 0  # copies of windows and states that each slot may keep, to go back in a prompt
+    task: Task = "generate"
+    pooling: Literal["", "mean"] = ""  # how the tokens of a text become one vector; empty: as the file says
+
+    @property
+    def step_size(self) -> int:
+        """Tokens that are computed at once: of an answer's prompt a part, of a text to embed or to score all."""
+        return min(self.batch_size, 512) if self.task == "generate" else self.batch_size
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from modelops.engines.process import Exit, Process
 
 _READY_POLL_S = 0.02
 _LONGEST_REFUSAL = 64 * 1024  # bytes of an error's body that are looked at
+_LONGEST_ANSWER = 64 * 2**20  # bytes of an answer that comes whole
 _LONGEST_EVENT = 4 * 2**20  # bytes of one server-sent event; a token is a few hundred
 
 
@@ -80,13 +81,19 @@ class Engine:
         spec = self.spec
         program = [spec.executable] if spec.executable else [sys.executable, "-m", "modelops.engines.llama_server"]
         layers = [] if spec.gpu_layers < 0 else ["--n-gpu-layers", str(spec.gpu_layers)]
+        split = ["--tensor-split", ",".join(map(str, spec.tensor_split))] if spec.tensor_split else []
+        # Embeddings and scores need the whole input in one step; every slot may bring a full one.
+        task = {"generate": [], "embed": ["--embeddings"], "rerank": ["--reranking"]}[spec.task]
+        pooling = ["--pooling", spec.pooling] if spec.pooling else []
         return [
             *program,
             *("--model", str(spec.file), "--alias", spec.model_name, "--host", str(self._socket)),
             *("--ctx-size", str(spec.context_length * spec.slots), "--parallel", str(spec.slots)),
             *("--threads", str(spec.threads), "--threads-batch", str(spec.threads)),
-            *("--batch-size", str(spec.batch_size), "--ubatch-size", str(min(spec.batch_size, 512))),
-            *("--cache-ram", str(spec.cache_ram_mb), *layers, "--jinja", "--slots", "--no-webui"),
+            *("--batch-size", str(spec.batch_size), "--ubatch-size", str(spec.step_size)),
+            *("--cache-type-k", spec.cache_type, "--cache-type-v", spec.cache_type),
+            *("--cache-ram", str(spec.cache_ram_mb), "--ctx-checkpoints", str(spec.context_checkpoints)),
+            *(*layers, *split, *task, *pooling, "--jinja", "--slots", "--no-webui"),
         ]
 
     async def start(self) -> None:
@@ -124,6 +131,22 @@ class Engine:
         """Resident memory now."""
         return self._process.memory_bytes()
 
+    def taken_bytes(self) -> int:
+        """Memory now that the machine cannot take back."""
+        return self._process.taken_bytes()
+
+    def pids(self) -> set[int]:
+        """Its processes; none before the start and after the end."""
+        return self._process.pids()
+
+    def pause(self) -> None:
+        """Stop it where it stands; its callers wait."""
+        self._process.pause()
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.resume()
+
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
         """The answer, piece by piece. Closing the generator frees the engine's slot.
 
@@ -149,6 +172,37 @@ class Engine:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise await self._broken(error) from None
         raise await self._broken(None)
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """Each text as a vector of length 1, and the tokens of all. Raises as `generate`."""
+        told = await self._ask("/v1/embeddings", {"input": list(texts)})
+        try:
+            found = sorted(told["data"], key=lambda one: one["index"])
+            return [one["embedding"] for one in found], int(told["usage"]["prompt_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise await self._broken(error) from None
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        """The score of each document, and the tokens of all. Raises as `generate`."""
+        told = await self._ask("/v1/rerank", {"query": query, "documents": list(documents)})
+        try:
+            scores = {int(one["index"]): float(one["relevance_score"]) for one in told["results"]}
+            return [scores[index] for index in range(len(documents))], int(told["usage"]["total_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise await self._broken(error) from None
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            async with request(self._socket, "POST", path, self._key, json.dumps(body).encode()) as answer:
+                content = await answer.read_all(_LONGEST_ANSWER)
+                if answer.status != 200:
+                    raise _refused(self.spec, answer.status, content)
+                told = from_json(content)
+                if not isinstance(told, dict):
+                    raise TypeError("an answer of the engine is no object")
+                return told
+        except (OSError, ValueError, TypeError) as error:
+            raise await self._broken(error) from None
 
     async def _broken(self, cause: Exception | None) -> EngineFailed:
         # Where the process died, its own last words say more than the broken connection.

@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import Any
 
+_MOST_DEVICES = 128  # the length of llama.cpp's table of shares
+
 
 def parser() -> argparse.ArgumentParser:
     """The flags, named as llama-server names them."""
@@ -29,10 +31,21 @@ def parser() -> argparse.ArgumentParser:
         "cache-ram",
     ):
         flags.add_argument(f"--{name}", type=int, required=True)
+    flags.add_argument("--ctx-checkpoints", type=int, default=0)
     flags.add_argument("--n-gpu-layers", type=int, default=-1)
-    for name in ("jinja", "slots", "no-webui"):
+    flags.add_argument("--tensor-split", type=_shares, default=[])
+    flags.add_argument("--fit", choices=("on", "off"))
+    flags.add_argument("--verbosity", type=int)
+    for name in ("cache-type-k", "cache-type-v"):
+        flags.add_argument(f"--{name}", choices=("f16", "q8_0", "q4_0"), default="f16")
+    flags.add_argument("--pooling", choices=("mean",))
+    for name in ("jinja", "slots", "no-webui", "embeddings", "reranking"):
         flags.add_argument(f"--{name}", action="store_true")
     return flags
+
+
+def _shares(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def parameters(flags: argparse.Namespace, api_key: str) -> Any:
@@ -52,12 +65,24 @@ def parameters(flags: argparse.Namespace, api_key: str) -> Any:
     params.n_batch = flags.batch_size
     params.n_ubatch = flags.ubatch_size
     params.cache_ram_mib = flags.cache_ram
+    params.n_ctx_checkpoints = flags.ctx_checkpoints
+    params.cache_type_k = xllamacpp.ggml_type[f"GGML_TYPE_{flags.cache_type_k.upper()}"]
+    params.cache_type_v = xllamacpp.ggml_type[f"GGML_TYPE_{flags.cache_type_v.upper()}"]
+    params.embedding = flags.embeddings or flags.reranking
+    if flags.pooling:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    if flags.reranking:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     params.n_gpu_layers = flags.n_gpu_layers
+    if flags.tensor_split:
+        params.tensor_split = [*flags.tensor_split, *[0.0] * (_MOST_DEVICES - len(flags.tensor_split))]
     params.use_jinja = flags.jinja
     params.endpoint_slots = flags.slots
     params.ui = not flags.no_webui
     # "Automatic" layers: as many as fit on the GPU, which the engine finds out by itself.
-    params.fit_params = flags.n_gpu_layers < 0
+    params.fit_params = flags.n_gpu_layers < 0 if flags.fit is None else flags.fit == "on"
+    if flags.verbosity is not None:
+        params.verbosity = flags.verbosity
     return params
 
 

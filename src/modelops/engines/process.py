@@ -19,9 +19,12 @@ from pathlib import Path
 
 import psutil
 
+from modelops.engines import guard
 from modelops.tasks import Tasks
 
-_GUARD = str(Path(__file__).with_name("guard.py"))
+_GUARD = guard.__file__
+#: Lines of /proc/PID/status: what is the process's own, or shared memory that it made.
+_TAKEN = ("RssAnon:", "RssShmem:")
 _LINE_LIMIT = 64 * 1024
 _LAST_LINES = 40
 #: Variables that a child does not inherit: our settings and keys, and what would set up an engine behind our back.
@@ -69,6 +72,10 @@ class Process:
         """The tree's root; 0 before the start."""
         return self._child.pid if self._child else 0
 
+    def pids(self) -> set[int]:
+        """The tree's processes; none before the start and after the end."""
+        return {self.pid, *_descendants(self.pid)} if self.running else set()
+
     @property
     def running(self) -> bool:
         """Whether the child has been started and has not been seen to end."""
@@ -82,6 +89,7 @@ class Process:
         """End the tree: ask (SIGTERM), wait `grace_s`, then kill; returns when it is gone."""
         if not self.running:
             return
+        self.resume()  # or it could not act on the signal
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_s):
@@ -104,6 +112,14 @@ class Process:
                 os.killpg(self.pid, signal.SIGKILL)
             await self.exited()
 
+    def pause(self) -> None:
+        """Stop the program where it stands; the guard stays awake."""
+        self._signal_program(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused program go on."""
+        self._signal_program(signal.SIGCONT)
+
     def memory_bytes(self) -> int:
         """Resident memory of the tree; 0 when it is gone."""
         total = 0
@@ -120,6 +136,21 @@ class Process:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+    def _signal_program(self, number: signal.Signals) -> None:
+        if self.running:
+            for child in guard.children(self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, number)
+
+    def taken_bytes(self) -> int:
+        """Memory of the tree that the machine cannot take back: the pages of files, which it can, do not count."""
+        total = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(_TAKEN)) * 1024
+        return total
 
     async def _watch(self, child: asyncio.subprocess.Process) -> None:
         assert child.stdout is not None
@@ -156,6 +187,10 @@ class Process:
         for path in self._paths:
             said = said.replace(path, Path(path).name)
         return f"{how}: {_FOLDERS.sub('', said)[:300]}" if said else how
+
+
+def _descendants(pid: int) -> list[int]:
+    return [other for child in guard.children(pid) for other in (child, *_descendants(child))]
 
 
 def kill_leftovers(marker: str) -> int:

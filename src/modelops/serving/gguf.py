@@ -1,216 +1,235 @@
-"""Reads what a GGUF file says of itself: shapes, context, chat template, and whether the file is whole.
+"""What a GGUF file says of the model in it: shapes, context, chat template, layers, and whether the file is whole.
 
-Only the header is read; no weight is. Every count and length in the file is distrusted: it is bounded before anything
-is allocated for it. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Owns the meaning of a header; the container is `gguf_reader`'s, what each architecture makes of its numbers `layers`'.
+No weight is read.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
-import struct
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from modelops.api.errors import InvalidRequest
+from modelops.serving.gguf_reader import BadGguf, Table, Tensor, entry, read_table, start
+from modelops.serving.layers import Layer, layers
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_MOST_ENTRIES = 1 << 16
-_MOST_TENSORS = 1 << 18
-_LONGEST_STRING = 1 << 24
-_MOST_STRINGS = 1 << 22
-
-#: ggml type → (values in a block, bytes of a block), for every type that a file may hold.
-_TYPES: dict[int, tuple[int, int]] = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    6: (32, 22),
-    7: (32, 24),
-    8: (32, 34),
-    9: (32, 36),
-    10: (256, 84),
-    11: (256, 110),
-    12: (256, 144),
-    13: (256, 176),
-    14: (256, 210),
-    15: (256, 292),
-    16: (256, 66),
-    17: (256, 74),
-    18: (256, 98),
-    19: (256, 50),
-    20: (32, 18),
-    21: (256, 110),
-    22: (256, 82),
-    23: (256, 136),
-    24: (1, 1),
-    25: (1, 2),
-    26: (1, 4),
-    27: (1, 8),
-    28: (1, 8),
-    29: (256, 56),
-    30: (1, 2),
-    34: (256, 54),
-    35: (256, 66),
-    39: (32, 17),
-}
+_MOST_LAYERS = 1024
 _UNQUANTISED = {0, 1, 28, 30}
-
-
-class _Bad(Exception):
-    """What is wrong with the file, in words."""
+#: What the engine copies into an order that suits the processor (AVX2): Q4_0, Q4_K, IQ4_NL, MXFP4
+#: (`ggml/src/ggml-cpu/repack.cpp`).
+_REORDERED = {2, 12, 20, 39}
+#: What stays in RAM, and what follows the last layer onto a GPU (`src/llama-arch.cpp`: input and output tensors).
+_INPUT = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+_OUTPUT = ("output", "token_embd_norm.")
+_LAYER = re.compile(r"blk\.(\d{1,4})\.")
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What matters of a model's file. `weight_bytes` is the size of all tensors, `kv_heads` the most of any layer."""
+    """What matters of a model's file, or of all parts of one. Sizes are bytes of weights unless they say otherwise.
+
+    `blocks` are the repeating layers. `input_bytes` are the embeddings, which stay in RAM; `output_bytes` the output
+    head, without one where it is the embeddings once more (`tied`), and the last norm; `other_bytes` belong to no
+    layer. `copied_input` says that the engine keeps a tied head's weights twice. `vocabulary` counts tokens, `merges`
+    the rules that join them. `query_length` is the width of all heads, `state_length` that of a recurrent layer.
+    `experts` is (all, used for each token). `pooling` is -1 where none is named. `adapter` marks a LoRA adapter, which
+    is no model. `file_bytes` counts all parts. `digest` is the SHA-256 of the header alone: what a model needs of
+    memory depends on nothing else.
+    """
 
     architecture: str
     name: str
-    layers: int
     context_length: int
     embedding_length: int
-    kv_heads: int
-    key_length: int
-    value_length: int
+    feed_forward: int
+    query_length: int
+    state_length: int
     vocabulary: int
-    weight_bytes: int
+    merges: int
+    blocks: tuple[Layer, ...]
+    input_bytes: int
+    output_bytes: int
+    other_bytes: int
+    tied: bool
+    copied_input: bool
+    experts: tuple[int, int]
+    pooling: int
+    adapter: bool
     quantised: bool
     chat_template: bool
+    file_bytes: int
+    digest: str
+
+    @property
+    def layers(self) -> int:
+        """How many layers repeat."""
+        return len(self.blocks)
+
+    @property
+    def weight_bytes(self) -> int:
+        """All tensors together."""
+        return sum(layer.weights for layer in self.blocks) + self.input_bytes + self.output_bytes + self.other_bytes
 
 
 def read_header(file: Path) -> Header:
-    """The header of `file`. Raises InvalidRequest, without naming the path, where it is no whole GGUF."""
+    """The header of `file` and of the parts that follow it. Raises InvalidRequest, without naming a path, where it is
+    no whole GGUF.
+    """
     try:
-        stat = file.stat()
-        return _read_once(file, stat.st_size, stat.st_mtime_ns)
-    except _Bad as error:
+        stats = [(part, part.stat()) for part in parts(file)]
+        return _read_once(tuple((part, stat.st_size, stat.st_mtime_ns) for part, stat in stats))
+    except BadGguf as error:
         raise InvalidRequest(f"'{file.name}' is no usable GGUF file: {error}") from None
     except OSError as error:
-        raise InvalidRequest(f"'{file.name}' cannot be read: {error.strerror}") from None
+        name = Path(error.filename).name if error.filename else file.name
+        raise InvalidRequest(f"'{name}' cannot be read: {error.strerror}") from None
+
+
+def model_name(file: Path) -> str | None:
+    """What the model in `file` is called after it; None for a later part of a set, which is no model by itself."""
+    found = _PART.search(file.name)
+    if not found:
+        return file.name.removesuffix(".gguf")
+    return file.name[: found.start()] if int(found[1]) == 1 else None
+
+
+def parts(file: Path) -> list[Path]:
+    """`file`, or all parts of the model that it begins, by its name. Raises InvalidRequest where it is a later part."""
+    found = _PART.fullmatch(file.name)
+    if not found:
+        return [file]
+    first = f"{found['stem']}-00001-of-{found['count']}.gguf"
+    if int(found["number"]) != 1:
+        raise InvalidRequest(f"'{file.name}' is a later part of a model; name its first part, '{first}'")
+    count = max(1, min(int(found["count"]), 1000))
+    return [file.with_name(f"{found['stem']}-{number:05d}-of-{found['count']}.gguf") for number in range(1, count + 1)]
+
+
+def write_skeleton(file: Path, folder: Path) -> Path:
+    """Copies the headers of `file` and its parts into `folder`, without the vocabulary and with a hole for weights.
+
+    An engine that reads no weights sees the same model, and sees it sooner: most of a header is vocabulary. Returns
+    the copy of `file`. Raises InvalidRequest as `read_header` does, OSError where nothing can be written.
+    """
+    header = read_header(file)
+    for index, part in enumerate(parts(file)):
+        with part.open("rb") as source, (folder / part.name).open("wb") as target:
+            size = part.stat().st_size
+            try:
+                table = read_table(source, size)
+            except BadGguf as error:
+                raise InvalidRequest(f"'{part.name}' is no usable GGUF file: {error}") from None
+            kept = [each for each in table.entries if not each.key.startswith("tokenizer.")]
+            own: dict[str, str | int] = {}
+            if index == 0:
+                own = {"tokenizer.ggml.model": "no_vocab", f"{header.architecture}.vocab_size": header.vocabulary}
+                kept = [each for each in kept if each.key not in own]
+            target.write(start(table.version, len(table.tensors), len(own) + len(kept)))
+            target.writelines(entry(key, value) for key, value in own.items())
+            for record in [*(each.record for each in kept), table.record]:
+                source.seek(record.start)
+                target.write(source.read(len(record)))
+            weights = math.ceil(target.tell() / table.alignment) * table.alignment
+            target.truncate(weights + max(size - table.start, 0))
+    return folder / file.name
 
 
 @functools.lru_cache(maxsize=256)  # a vocabulary takes tens of ms; many requests may meet a model that is not loaded
-def _read_once(file: Path, size: int, _mtime_ns: int) -> Header:
-    with file.open("rb") as stream:
-        return _read(stream, size)
+def _read_once(files: Sequence[tuple[Path, int, int]]) -> Header:
+    tables: list[Table] = []
+    for file, size, _mtime_ns in files:
+        with file.open("rb") as stream:
+            tables.append(read_table(stream, size))
+    values = {key: value for table in reversed(tables) for key, value in table.values.items()}
+    if values.get("split.count", 1) not in (0, 1, len(files)):
+        raise BadGguf(f"it is one of {values['split.count']} parts, and its name does not say so")
+    tensors = [tensor for table in tables for tensor in table.tensors]
+    digest = hashlib.sha256(b"".join(table.digest for table in tables)).hexdigest()
+    return _header(values, tensors, sum(size for _, size, _ in files), digest)
 
 
-def _read(stream: BinaryIO, size: int) -> Header:
-    magic = stream.read(4)
-    if magic != b"GGUF":
-        raise _Bad("it does not begin with the letters GGUF")
-    version, tensors, entries = struct.unpack("<IQQ", _take(stream, 20))
-    if version not in (2, 3):
-        raise _Bad(f"its format version is {version}; 2 and 3 are known")
-    if tensors > _MOST_TENSORS or entries > _MOST_ENTRIES:
-        raise _Bad(f"it claims {tensors} tensors and {entries} entries")
+def _header(values: Mapping[str, Any], tensors: Sequence[Tensor], file_bytes: int, digest: str) -> Header:
     if not tensors:
-        raise _Bad("it holds no weights")
-    values: dict[str, Any] = {}
-    for _ in range(entries):
-        key = _string(stream)
-        values[key] = _value(stream, struct.unpack("<I", _take(stream, 4))[0])
-    end, weight_bytes, quantised = 0, 0, False
-    for _ in range(tensors):
-        kind, offset, nbytes = _tensor(stream)
-        end = max(end, offset + nbytes)
-        weight_bytes += nbytes
-        quantised = quantised or kind not in _UNQUANTISED
-    alignment = values.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
-        raise _Bad("its alignment is absurd")
-    start = math.ceil(stream.tell() / alignment) * alignment
-    if start + end > size:
-        raise _Bad(f"it is cut short: {size} bytes of {start + end}")
-    return _header(values, weight_bytes, quantised)
-
-
-def _header(values: dict[str, Any], weight_bytes: int, quantised: bool) -> Header:
+        raise BadGguf("it holds no weights")
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise _Bad("it names no architecture")
+        raise BadGguf("it names no architecture")
+
+    def one(key: str, found: Any) -> int:
+        if not isinstance(found, int) or not -1 <= found < 2**31:
+            raise BadGguf(f"{architecture}.{key} is absurd")
+        return int(found)
 
     def number(key: str, default: int) -> int:
+        """A number, or the most of a list."""
         found = values.get(f"{architecture}.{key}", default)
-        if isinstance(found, list):  # one value for each layer
-            found = max(found, default=default)
-        if not isinstance(found, int) or not 0 <= found < 2**31:
-            raise _Bad(f"{architecture}.{key} is absurd")
-        return found
+        return max((one(key, each) for each in found), default=default) if isinstance(found, list) else one(key, found)
 
-    heads = number("attention.head_count", 1) or 1
-    width = number("embedding_length", 0)
-    tokens = values.get("tokenizer.ggml.tokens")
+    count = number("block_count", 0)
+    if count > _MOST_LAYERS:
+        raise BadGguf(f"{architecture}.block_count is absurd")
+
+    def numbers(key: str, default: int) -> list[int]:
+        """A number for each layer."""
+        found = values.get(f"{architecture}.{key}", default)
+        each = [one(key, value) for value in found] if isinstance(found, list) else [one(key, found)] * count
+        return (each + [default] * count)[:count]
+
+    weights, sizes = _sizes(tensors, count)
+    blocks = layers(architecture, weights, number, numbers)
+    width, heads = number("embedding_length", 0), number("attention.head_count", 0)
+    tokens, merges = values.get("tokenizer.ggml.tokens"), values.get("tokenizer.ggml.merges")
+    adapter = values.get("general.type") == "adapter"
+    tied = not adapter and not any(tensor.name == "output.weight" for tensor in tensors)
+    embeddings = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     return Header(
         architecture=architecture,
         name=str(values.get("general.name", "")),
-        layers=number("block_count", 0),
         context_length=number("context_length", 0),
         embedding_length=width,
-        kv_heads=number("attention.head_count_kv", heads),
-        key_length=number("attention.key_length", width // heads),
-        value_length=number("attention.value_length", width // heads),
-        vocabulary=tokens if isinstance(tokens, int) else number("vocab_size", 0),
-        weight_bytes=weight_bytes,
-        quantised=quantised,
+        feed_forward=number("expert_feed_forward_length", 0) or number("feed_forward_length", 0),
+        query_length=heads * number("attention.key_length", width // heads if heads else 0),
+        state_length=number("ssm.inner_size", width if any(layer.state for layer in blocks) else 0),
+        vocabulary=tokens
+        if isinstance(tokens, int)
+        else number("vocab_size", embeddings.shape[-1] if embeddings else 0),
+        merges=merges if isinstance(merges, int) else 0,
+        blocks=blocks,
+        input_bytes=sizes["input"],
+        output_bytes=sizes["output"],
+        other_bytes=sizes["other"],
+        tied=tied,
+        copied_input=tied
+        and embeddings is not None
+        and embeddings.kind in _REORDERED
+        and embeddings.shape[-1] % 8 == 0,
+        experts=(number("expert_count", 0), number("expert_used_count", 0)),
+        pooling=number("pooling_type", -1),
+        adapter=adapter,
+        quantised=any(tensor.kind not in _UNQUANTISED for tensor in tensors),
         chat_template=bool(values.get("tokenizer.chat_template")),
+        file_bytes=file_bytes,
+        digest=digest,
     )
 
 
-def _take(stream: BinaryIO, count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) != count:
-        raise _Bad("it is cut short")
-    return data
-
-
-def _string(stream: BinaryIO) -> str:
-    (length,) = struct.unpack("<Q", _take(stream, 8))
-    if length > _LONGEST_STRING:
-        raise _Bad(f"it claims a text of {length} bytes")
-    return _take(stream, length).decode("utf-8", "replace")
-
-
-def _value(stream: BinaryIO, kind: int) -> Any:
-    """A value; of an array of strings only its length, of which a vocabulary is the one that matters."""
-    if kind in _SCALARS:
-        code = _SCALARS[kind]
-        return struct.unpack(f"<{code}", _take(stream, struct.calcsize(code)))[0]
-    if kind == _STRING:
-        return _string(stream)
-    if kind != _ARRAY:
-        raise _Bad(f"it holds a value of the unknown type {kind}")
-    inner, count = struct.unpack("<IQ", _take(stream, 12))
-    if count > _MOST_STRINGS:
-        raise _Bad(f"it claims an array of {count} values")
-    if inner in _SCALARS:
-        width = struct.calcsize(_SCALARS[inner])
-        data = _take(stream, count * width)
-        return list(struct.unpack(f"<{count}{_SCALARS[inner]}", data)) if count <= 1024 else count
-    if inner != _STRING:
-        raise _Bad("it holds an array of arrays")
-    for _ in range(count):
-        (length,) = struct.unpack("<Q", _take(stream, 8))
-        if length > _LONGEST_STRING:
-            raise _Bad(f"it claims a text of {length} bytes")
-        _take(stream, length)
-    return count
-
-
-def _tensor(stream: BinaryIO) -> tuple[int, int, int]:
-    _string(stream)
-    (rank,) = struct.unpack("<I", _take(stream, 4))
-    if not 0 < rank <= 4:
-        raise _Bad(f"it claims a tensor of {rank} dimensions")
-    *shape, kind, offset = struct.unpack(f"<{rank}QIQ", _take(stream, 8 * rank + 12))
-    if kind not in _TYPES:
-        raise _Bad(f"it holds a tensor of the unknown type {kind}")
-    block, width = _TYPES[kind]
-    count = math.prod(shape)
-    if not 0 < count < 1 << 48 or shape[0] % block or offset >= 1 << 50:
-        raise _Bad("it claims a tensor of an absurd size")
-    return kind, offset, count // block * width
+def _sizes(tensors: Sequence[Tensor], count: int) -> tuple[list[int], dict[str, int]]:
+    """Bytes of each layer's weights, and of those that are in none."""
+    weights = [0] * count
+    sizes = {"input": 0, "output": 0, "other": 0}
+    for tensor in tensors:
+        found = _LAYER.match(tensor.name)
+        if found and int(found[1]) < count:
+            weights[int(found[1])] += tensor.nbytes
+        elif tensor.name.startswith(_INPUT):
+            sizes["input"] += tensor.nbytes
+        else:
+            sizes["output" if tensor.name.startswith(_OUTPUT) else "other"] += tensor.nbytes
+    return weights, sizes

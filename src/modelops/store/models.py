@@ -22,6 +22,7 @@ class VersionRow:
     mtime_ns: int
     digest: str
     registered_at: float
+    source: str = ""
 
 
 _FIELDS = [model_versions.c[name] for name in VersionRow.__dataclass_fields__]
@@ -36,7 +37,8 @@ class ModelQueries:
     async def versions(self) -> list[VersionRow]:
         """Every version of every model, oldest first."""
         async with self._database.connect() as connection:
-            rows = await connection.execute(select(*_FIELDS).order_by(model_versions.c.id))
+            present = select(*_FIELDS).where(~model_versions.c.removed).order_by(model_versions.c.id)
+            rows = await connection.execute(present)
             return [VersionRow(*row) for row in rows]
 
     async def add(self, row: VersionRow) -> VersionRow:
@@ -54,3 +56,9 @@ class ModelQueries:
         chosen = (model_versions.c.model_name == model_name) & (model_versions.c.number == number)
         async with self._database.begin() as connection:
             await connection.execute(update(model_versions).where(chosen).values(digest=digest))
+
+    async def remove(self, model_name: str, number: int) -> None:
+        """Forget a version; its number is never given again."""
+        chosen = (model_versions.c.model_name == model_name) & (model_versions.c.number == number)
+        async with self._database.begin() as connection:
+            await connection.execute(update(model_versions).where(chosen).values(removed=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, MetaData, String, Table, UniqueConstraint
 
 metadata = MetaData()
 
@@ -18,7 +18,33 @@ model_versions = Table(
     Column("mtime_ns", BigInteger, nullable=False),
     Column("digest", String, nullable=False, default=""),
     Column("registered_at", Float, nullable=False),
+    Column("source", String, nullable=False, server_default=""),  # digest of the source that it was fetched from
+    Column("removed", Boolean, nullable=False, server_default="0"),
     UniqueConstraint("model_name", "number"),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("model_name", String, primary_key=True),
+    Column("active", Integer, nullable=False, server_default="0"),  # number of the version that answers; 0: the newest
+    Column("previous", Integer, nullable=False, server_default="0"),
+    Column("wanted", Boolean, nullable=False, server_default="0"),  # loaded: a restart brings it back
+    Column("wish", String, nullable=False, server_default="{}"),
+    Column("changed_at", Float, nullable=False, server_default="0"),
+)
+
+memory_estimates = Table(
+    "memory_estimates",
+    metadata,
+    Column("header", String, primary_key=True),  # digest of the file's header
+    Column("settings", String, primary_key=True),
+    Column("device", String, primary_key=True),
+    Column("computed", BigInteger, nullable=False),
+    Column("projected", BigInteger, nullable=False),  # 0: the engine gave none
+    Column("projection", String, nullable=False),
+    Column("measured", BigInteger, nullable=False),  # 0: not yet
+    Column("at", Float, nullable=False),
 )
 
 #: Each step is the DDL that makes version N+1 of the state file from version N. Steps are never changed once released.
@@ -28,5 +54,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "model_type VARCHAR NOT NULL, file VARCHAR NOT NULL, size BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, "
         "digest VARCHAR NOT NULL, registered_at FLOAT NOT NULL, UNIQUE (model_name, number))",
         "CREATE INDEX ix_model_versions_model_name ON model_versions (model_name)",
+    ),
+    (
+        "CREATE TABLE models (model_name VARCHAR NOT NULL PRIMARY KEY, active INTEGER NOT NULL DEFAULT 0, "
+        "previous INTEGER NOT NULL DEFAULT 0, wanted BOOLEAN NOT NULL DEFAULT 0, wish VARCHAR NOT NULL DEFAULT '{}', "
+        "changed_at FLOAT NOT NULL DEFAULT 0)",
+        "ALTER TABLE model_versions ADD COLUMN removed BOOLEAN NOT NULL DEFAULT 0",
+        "ALTER TABLE model_versions ADD COLUMN source VARCHAR NOT NULL DEFAULT ''",
+    ),
+    (
+        "CREATE TABLE memory_estimates (header VARCHAR NOT NULL, settings VARCHAR NOT NULL, device VARCHAR NOT NULL, "
+        "computed BIGINT NOT NULL, projected BIGINT NOT NULL, projection VARCHAR NOT NULL, measured BIGINT NOT NULL, "
+        "at FLOAT NOT NULL, PRIMARY KEY (header, settings, device))",
     ),
 )

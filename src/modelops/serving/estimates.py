@@ -1,0 +1,225 @@
+"""What a load will take of RAM: our formula, the engine's own projection, and what earlier loads were measured to take.
+
+Owns the choice between them and its explanation, and asks the engine, one probe at a time. It must not decide whether
+something fits: that is placement's. Projections and measurements are kept by (header, settings, kind of device), so a
+file that was merely renamed is known again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modelops.api.errors import ModelOpsError
+from modelops.engines.base import EngineSpec
+from modelops.engines.probe import Projection, Share, project
+from modelops.serving.gguf import Header, write_skeleton
+from modelops.serving.memory import LIBRARY_BYTES, MB, Need
+from modelops.store.estimates import EstimateQueries, EstimateRow
+
+log = logging.getLogger(__name__)
+
+_TELLING = 0.15  # a formula that is this far off is wrong, or the engine has changed
+
+
+@dataclass(frozen=True)
+class Past:
+    """An earlier load of the same file, in bytes. `projected` is None where the engine gave no projection."""
+
+    computed: int
+    projected: int | None
+    measured: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a load will take of memory, in bytes, and how we know.
+
+    `need` is the formula's, corrected to what was chosen. `projected` includes the process; `measured` is of a load
+    with the same settings; `correction` what another load took more than was foretold.
+    """
+
+    need: Need
+    computed: int
+    projected: int | None = None
+    measured: int | None = None
+    correction: int | None = None
+    projection: Projection | None = None
+
+    @property
+    def total(self) -> int:
+        """The figure to reserve."""
+        return self.need.total
+
+    @property
+    def source(self) -> str:
+        """What the figure rests on."""
+        if self.measured is not None:
+            return "measured when it was last loaded like this"
+        first = "computed from the file's header" if self.projected is None else "projected by the engine"
+        return first if self.correction is None else f"{first}, corrected by an earlier load"
+
+    def lines(self) -> list[str]:
+        """The explanation, for a person."""
+        parts = ", ".join(f"{name} {_mb(size)}" for name, size in self.need.parts.items() if name != "correction")
+        told = [
+            ("projected", None if self.projected is None else f"{_mb(self.projected)} by the engine"),
+            ("computed", f"{_mb(self.computed)}: {parts}"),
+            ("measured", None if self.measured is None else _mb(self.measured)),
+            ("correction", None if self.correction is None else f"{self.correction / MB:+,.0f} MB"),
+            ("estimate", f"{_mb(self.total)}, {self.source}"),
+        ]
+        return [f"{name:<10}  {text}" for name, text in told if text]
+
+
+def choose(computed: Need, projected: int | None, same: Past | None, other: Past | None) -> Estimate:
+    """The best figure there is. Pure, but that it logs a formula that is far off.
+
+    `same` is a load with the same settings: what it took. Else `other`, one of the same file with other settings: what
+    is foretold now and what that one took more than was foretold then. Else what is foretold: by the engine, or by
+    our formula where the engine foretells nothing.
+    """
+    foretold = computed.total if projected is None else projected
+    correction = None
+    if same:
+        total = same.measured
+    elif other:
+        before = other.computed if projected is None or other.projected is None else other.projected
+        correction = other.measured - before
+        total = foretold + correction
+    else:
+        total = foretold
+    reference = same.measured if same else projected
+    if reference and abs(computed.total - reference) > _TELLING * reference:
+        log.warning("the formula says %s where the engine says %s", _mb(computed.total), _mb(reference))
+    return Estimate(
+        need=computed.corrected(total - computed.total),
+        computed=computed.total,
+        projected=projected,
+        measured=same.measured if same else None,
+        correction=correction,
+    )
+
+
+def settings_key(spec: EngineSpec) -> str:
+    """Everything of `spec` that memory depends on, but for the file."""
+    engine = spec.executable or f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+    return json.dumps(
+        [
+            *(engine, spec.slots, spec.context_length, spec.batch_size, spec.cache_type, spec.cache_ram_mb),
+            spec.context_checkpoints,
+            *(spec.threads, spec.gpu_layers, list(spec.tensor_split), spec.task),
+        ]
+    )
+
+
+def projected_bytes(projection: Projection, computed: Need) -> int:
+    """What the engine will take by its own projection, in which process, adapters and later growth are not.
+
+    All devices together, as the formula has it: what a GPU takes, RAM would take without it.
+    """
+    return projection.total + computed.beside
+
+
+def measured_bytes(taken: int, projection: Projection | None, computed: Need) -> int:
+    """What a load takes, from the `taken` bytes of RAM that are the process's own once it has answered a request.
+
+    To these come the pages of files that it maps, which the machine could take back, but would read again for the next
+    token: its libraries, and the weights that it has not copied into another order. How many of them are resident is
+    not asked: it says what else the machine was doing. What fills later counts in full, and what GPUs hold as the
+    engine projected it.
+    """
+    mapped = projection.host.model - projection.copied if projection else computed.parts.get("weights", 0)
+    on_gpus = projection.total - projection.host.total if projection else 0
+    return taken + mapped + on_gpus + LIBRARY_BYTES + computed.later
+
+
+class Estimates:
+    """Estimates by what the state file knows and an engine tells."""
+
+    def __init__(self, queries: EstimateQueries, *, ask: bool = True) -> None:
+        """With `ask` false no engine is asked, and our formula answers."""
+        self._queries = queries
+        self._ask = ask
+        self._one = asyncio.Lock()
+
+    async def estimate(self, spec: EngineSpec, header: Header, computed: Need, device: str = "cpu") -> Estimate:
+        """What `spec` will take. Asks the engine where the answer is not known yet. Never raises for want of one."""
+        key = settings_key(spec)
+        async with self._one:
+            rows = await self._queries.of(header.digest, device)
+            row = next((row for row in rows if row.settings == key), None)
+            if row is None:
+                projection = await _projection(spec) if self._ask else None
+                projected = projected_bytes(projection, computed) if projection else 0
+                row = EstimateRow(
+                    *(header.digest, key, device, computed.total, projected, _to_json(projection), 0, time.time())
+                )
+                if projection:  # else it may be asked again: a busy machine may have kept it from answering in time
+                    await self._queries.put(row)
+        chosen = choose(
+            computed, row.projected or None, _past(row), next((p for p in map(_past, _others(rows, key)) if p), None)
+        )
+        return replace(chosen, projection=_from_json(row.projection))
+
+    async def loaded(
+        self, spec: EngineSpec, header: Header, computed: Need, taken: int, device: str = "cpu", *, at_load: int = 0
+    ) -> int:
+        """Keeps what a load was measured to take, and returns it.
+
+        `taken` is what `Process.taken_bytes` says after a first answer: before it, buffers are not touched yet. A short
+        prompt leaves much of them untouched still, so what it said `at_load`, and all of computing, is the least.
+        """
+        key = settings_key(spec)
+        row = next((row for row in await self._queries.of(header.digest, device) if row.settings == key), None)
+        if row is None:
+            row = EstimateRow(header.digest, key, device, computed.total, 0, "", 0, 0.0)
+        projection = _from_json(row.projection)
+        compute = projection.host.compute if projection else computed.compute
+        measured = measured_bytes(max(taken, at_load + compute), projection, computed)
+        await self._queries.put(replace(row, measured=measured, at=time.time()))
+        return measured
+
+
+async def _projection(spec: EngineSpec) -> Projection | None:
+    with tempfile.TemporaryDirectory(prefix="modelops-header-") as folder:
+        try:
+            file = await asyncio.to_thread(write_skeleton, spec.file, Path(folder))
+        except (OSError, ModelOpsError) as error:
+            log.debug("'%s' cannot be probed: %s", spec.model_name, error)
+            return None
+        return await project(replace(spec, file=file))
+
+
+def _others(rows: Sequence[EstimateRow], key: str) -> list[EstimateRow]:
+    return [row for row in rows if row.settings != key]
+
+
+def _past(row: EstimateRow) -> Past | None:
+    """None where the load has not been measured, or was not foretold."""
+    return Past(row.computed, row.projected or None, row.measured) if row.measured and row.computed else None
+
+
+def _to_json(projection: Projection | None) -> str:
+    if not projection:
+        return ""
+    devices = {name: [share.model, share.context, share.compute] for name, share in projection.devices.items()}
+    return json.dumps({"copied": projection.copied, "devices": devices})
+
+
+def _from_json(text: str) -> Projection | None:
+    if not text:
+        return None
+    found = json.loads(text)
+    return Projection({name: Share(*sizes) for name, sizes in found["devices"].items()}, found["copied"])
+
+
+def _mb(size: int) -> str:
+    return f"{size / MB:,.0f} MB"

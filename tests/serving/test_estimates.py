@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufs import make
+from modelops.engines.base import EngineSpec
+from modelops.engines.llama_cpp import Engine
+from modelops.engines.probe import Projection, Share
+from modelops.serving.estimates import Estimates, Past, choose, measured_bytes, projected_bytes, settings_key
+from modelops.serving.gguf import Header, read_header
+from modelops.serving.memory import LIBRARY_BYTES, MB, Need, need
+from modelops.store.database import open_database
+from modelops.store.estimates import EstimateQueries
+from support import FAKE_ENGINE
+
+SPEC = EngineSpec(
+    model_name="m",
+    file=Path("/srv/models/m.gguf"),
+    executable="",
+    slots=2,
+    context_length=512,
+    threads=1,
+    batch_size=128,
+    cache_ram_mb=0,
+    gpu_layers=0,
+    load_timeout_s=20.0,
+    stop_timeout_s=2.0,
+)
+
+
+def computed(total: int = 1000 * MB) -> Need:
+    parts = {"weights": total - 100 * MB, "process": 70 * MB, "prompt cache": 30 * MB}
+    return Need(layers=(), output=0, tied=0, host=total, compute=0, parts=parts)
+
+
+def test_a_load_with_the_same_settings_says_best() -> None:
+    found = choose(computed(), 1010 * MB, Past(1, 2, 1020 * MB), Past(1, 2, 3))
+    assert found.total == found.need.total == 1020 * MB
+    assert found.measured == 1020 * MB
+    assert found.lines()[-1] == "estimate    1,020 MB, measured when it was last loaded like this"
+
+
+def test_a_load_with_other_settings_says_how_far_off_the_projection_is() -> None:
+    found = choose(computed(), 1010 * MB, None, Past(computed=500 * MB, projected=520 * MB, measured=535 * MB))
+    assert (found.total, found.correction) == (1025 * MB, 15 * MB)
+    assert found.lines() == [
+        "projected   1,010 MB by the engine",
+        "computed    1,000 MB: weights 900 MB, process 70 MB, prompt cache 30 MB",
+        "correction  +15 MB",
+        "estimate    1,025 MB, projected by the engine, corrected by an earlier load",
+    ]
+
+
+def test_without_a_projection_the_formula_is_corrected() -> None:
+    other = Past(computed=500 * MB, projected=520 * MB, measured=490 * MB)
+    assert choose(computed(), None, None, other).total == 990 * MB
+    assert choose(computed(), 1100 * MB, None, replace(other, projected=None)).total == 1090 * MB
+
+
+def test_on_first_sight_the_engine_says_and_else_the_formula() -> None:
+    assert choose(computed(), 1010 * MB, None, None).total == 1010 * MB
+    alone = choose(computed(), None, None, None)
+    assert alone.total == 1000 * MB
+    assert [line.split()[0] for line in alone.lines()] == ["computed", "estimate"]
+
+
+@given(
+    total=st.integers(200 * MB, 2**45),
+    projected=st.none() | st.integers(1, 2**45),
+    measured=st.integers(1, 2**45),
+    same=st.booleans(),
+)
+def test_the_parts_always_add_up_to_the_figure(total: int, projected: int | None, measured: int, same: bool) -> None:
+    past = Past(total, projected, measured)
+    found = choose(computed(total), projected, past if same else None, None if same else past)
+    assert found.total == sum(found.need.parts.values()) == measured  # the other load was just this one
+
+
+@pytest.mark.parametrize(
+    ("projected", "logged"), [(1100 * MB, False), (1180 * MB, True), (860 * MB, True), (None, False)]
+)
+def test_a_formula_that_is_far_off_is_logged(
+    caplog: pytest.LogCaptureFixture, projected: int | None, logged: bool
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        choose(computed(), projected, None, None)
+    assert bool(caplog.records) is logged
+
+
+def test_what_the_engine_does_not_project_comes_on_top() -> None:
+    projection = Projection({"Host": Share(900 * MB, 50 * MB, 5 * MB)})
+    assert projected_bytes(projection, computed()) == (955 + 100) * MB
+
+
+def test_what_gpus_take_is_counted_as_the_formula_counts_it() -> None:
+    projection = Projection({"Host": Share(200 * MB, 0, 5 * MB), "CUDA0": Share(700 * MB, 50 * MB, 5 * MB)})
+    assert projected_bytes(projection, computed()) == (205 + 755 + 100) * MB
+    assert measured_bytes(90 * MB, projection, computed()) == (90 + 200 + 755 + 30) * MB + LIBRARY_BYTES
+
+
+def test_mapped_weights_count_and_copied_ones_count_once() -> None:
+    projection = Projection({"Host": Share(900 * MB, 50 * MB, 5 * MB)}, copied=300 * MB)
+    assert measured_bytes(400 * MB, projection, computed()) == (400 + 600 + 30) * MB + LIBRARY_BYTES
+    assert measured_bytes(400 * MB, None, computed()) == (400 + 900 + 30) * MB + LIBRARY_BYTES
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(SPEC, slots=3),
+        replace(SPEC, context_length=513),
+        replace(SPEC, batch_size=64),
+        replace(SPEC, cache_type="q8_0"),
+        replace(SPEC, gpu_layers=1),
+        replace(SPEC, tensor_split=(1, 2)),
+        replace(SPEC, executable="/usr/bin/llama-server"),
+        replace(SPEC, task="embed"),
+    ],
+)
+def test_what_changes_memory_changes_the_key(other: EngineSpec) -> None:
+    assert settings_key(other) != settings_key(SPEC)
+
+
+def test_what_does_not_change_memory_keeps_the_key() -> None:
+    assert settings_key(replace(SPEC, model_name="n", file=Path("/n"), load_timeout_s=1)) == settings_key(SPEC)
+
+
+@pytest.fixture
+async def queries(tmp_path: Path) -> AsyncIterator[EstimateQueries]:
+    database = await open_database(tmp_path / "state.db")
+    yield EstimateQueries(database)
+    await database.dispose()
+
+
+def sized(spec: EngineSpec, header: Header) -> Need:
+    return need(
+        header,
+        slots=spec.slots,
+        context_length=spec.context_length,
+        batch_size=spec.batch_size,
+        cache_ram_mb=spec.cache_ram_mb,
+    )
+
+
+async def test_what_was_loaded_once_is_known_better(queries: EstimateQueries, tmp_path: Path) -> None:
+    """A real engine: projected, loaded, measured; then the same again, and with other settings."""
+    spec = replace(SPEC, file=make(tmp_path / "m.gguf", layers=8, width=1024, feed_forward=3072, heads=16, words=4096))
+    header = read_header(spec.file)
+    estimates = Estimates(queries)
+    first = await estimates.estimate(spec, header, sized(spec, header))
+    assert first.projected is not None
+    assert first.projection is not None
+    assert first.total == first.projected
+    engine = Engine(spec, tmp_path / "e.sock")
+    await engine.start()
+    measured = await estimates.loaded(spec, header, sized(spec, header), engine.taken_bytes())
+    await engine.stop()
+    assert first.total == pytest.approx(measured, abs=32 * MB)
+
+    assert (await estimates.estimate(spec, header, sized(spec, header))).total == measured
+    more = replace(spec, context_length=8192)
+    other = await estimates.estimate(more, header, sized(more, header))
+    assert other.measured is None
+    assert other.correction == measured - first.projected
+
+
+async def test_a_projection_is_asked_for_once(queries: EstimateQueries, tmp_path: Path) -> None:
+    spec = replace(SPEC, file=make(tmp_path / "m.gguf"))
+    header = read_header(spec.file)
+    first = await Estimates(queries).estimate(spec, header, sized(spec, header))
+    spec.file.unlink()  # now it could not be probed
+    again = await Estimates(queries).estimate(spec, header, sized(spec, header))
+    assert first.projected == again.projected is not None
+
+
+async def test_where_no_engine_tells_the_formula_answers(queries: EstimateQueries, tmp_path: Path) -> None:
+    spec = replace(SPEC, file=make(tmp_path / "m.gguf"), executable=str(FAKE_ENGINE))
+    header = read_header(spec.file)
+    found = await Estimates(queries).estimate(spec, header, sized(spec, header))
+    assert (found.projected, found.total) == (None, sized(spec, header).total)
