@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class InferenceRequest(_message.Message):
-    __slots__ = ("model_name", "input_text", "max_tokens", "temperature", "top_p", "stop_sequences", "raw", "system", "seed")
+    __slots__ = ("model_name", "input_text", "max_tokens", "temperature", "top_p", "stop_sequences", "raw", "system", "seed", "keep_alive")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_TEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class InferenceRequest(_message.Message):
     RAW_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     input_text: str
     max_tokens: int
@@ -30,7 +31,8 @@ class InferenceRequest(_message.Message):
     raw: bool
     system: str
     seed: int
-    def __init__(self, model_name: _Optional[str] = ..., input_text: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop_sequences: _Optional[_Iterable[str]] = ..., raw: _Optional[bool] = ..., system: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+    keep_alive: str
+    def __init__(self, model_name: _Optional[str] = ..., input_text: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop_sequences: _Optional[_Iterable[str]] = ..., raw: _Optional[bool] = ..., system: _Optional[str] = ..., seed: _Optional[int] = ..., keep_alive: _Optional[str] = ...) -> None: ...
 
 class InferenceResponse(_message.Message):
     __slots__ = ("output_text", "tokens_generated", "latency_ms", "model_version", "success", "error_message")
@@ -58,33 +60,137 @@ class InferenceChunk(_message.Message):
     final: InferenceResponse
     def __init__(self, text: _Optional[str] = ..., done: _Optional[bool] = ..., final: _Optional[_Union[InferenceResponse, _Mapping]] = ...) -> None: ...
 
+class EmbedRequest(_message.Message):
+    __slots__ = ("model_name", "inputs", "keep_alive")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    inputs: _containers.RepeatedScalarFieldContainer[str]
+    keep_alive: str
+    def __init__(self, model_name: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., keep_alive: _Optional[str] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EmbedResponse(_message.Message):
+    __slots__ = ("embeddings", "tokens", "latency_ms", "model_version")
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    embeddings: _containers.RepeatedCompositeFieldContainer[Embedding]
+    tokens: int
+    latency_ms: float
+    model_version: str
+    def __init__(self, embeddings: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., tokens: _Optional[int] = ..., latency_ms: _Optional[float] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class RerankRequest(_message.Message):
+    __slots__ = ("model_name", "query", "documents", "top_n", "keep_alive")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    query: str
+    documents: _containers.RepeatedScalarFieldContainer[str]
+    top_n: int
+    keep_alive: str
+    def __init__(self, model_name: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., keep_alive: _Optional[str] = ...) -> None: ...
+
+class RankedDocument(_message.Message):
+    __slots__ = ("index", "score")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    score: float
+    def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
+
+class RerankResponse(_message.Message):
+    __slots__ = ("results", "tokens", "latency_ms", "model_version")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RankedDocument]
+    tokens: int
+    latency_ms: float
+    model_version: str
+    def __init__(self, results: _Optional[_Iterable[_Union[RankedDocument, _Mapping]]] = ..., tokens: _Optional[int] = ..., latency_ms: _Optional[float] = ..., model_version: _Optional[str] = ...) -> None: ...
+
 class ModelLoadRequest(_message.Message):
-    __slots__ = ("model_name", "model_path", "model_type", "quantization", "gpu_layers", "wait")
+    __slots__ = ("model_name", "model_path", "model_type", "quantization", "gpu_layers", "wait", "context_length", "slots", "cache_type", "keep_alive", "pin", "dry_run")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     GPU_LAYERS_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_path: str
     model_type: str
     quantization: bool
     gpu_layers: int
     wait: bool
-    def __init__(self, model_name: _Optional[str] = ..., model_path: _Optional[str] = ..., model_type: _Optional[str] = ..., quantization: _Optional[bool] = ..., gpu_layers: _Optional[int] = ..., wait: _Optional[bool] = ...) -> None: ...
+    context_length: int
+    slots: int
+    cache_type: str
+    keep_alive: str
+    pin: bool
+    dry_run: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_path: _Optional[str] = ..., model_type: _Optional[str] = ..., quantization: _Optional[bool] = ..., gpu_layers: _Optional[int] = ..., wait: _Optional[bool] = ..., context_length: _Optional[int] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., keep_alive: _Optional[str] = ..., pin: _Optional[bool] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class DevicePlan(_message.Message):
+    __slots__ = ("device", "memory_mb", "layers")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    memory_mb: int
+    layers: int
+    def __init__(self, device: _Optional[str] = ..., memory_mb: _Optional[int] = ..., layers: _Optional[int] = ...) -> None: ...
+
+class LoadPlan(_message.Message):
+    __slots__ = ("needed_mb", "devices", "evict", "context_length", "slots", "cache_type", "threads")
+    NEEDED_MB_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    EVICT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    needed_mb: int
+    devices: _containers.RepeatedCompositeFieldContainer[DevicePlan]
+    evict: _containers.RepeatedScalarFieldContainer[str]
+    context_length: int
+    slots: int
+    cache_type: str
+    threads: int
+    def __init__(self, needed_mb: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DevicePlan, _Mapping]]] = ..., evict: _Optional[_Iterable[str]] = ..., context_length: _Optional[int] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
 
 class ModelLoadReply(_message.Message):
-    __slots__ = ("success", "message", "model_version", "memory_usage_mb")
+    __slots__ = ("success", "message", "model_version", "memory_usage_mb", "plan")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USAGE_MB_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     success: bool
     message: str
     model_version: str
     memory_usage_mb: int
-    def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., model_version: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ...) -> None: ...
+    plan: LoadPlan
+    def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., model_version: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., plan: _Optional[_Union[LoadPlan, _Mapping]] = ...) -> None: ...
 
 class ModelUnloadRequest(_message.Message):
     __slots__ = ("model_name", "force")
@@ -111,7 +217,14 @@ class GetModelRequest(_message.Message):
     def __init__(self, model_name: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest")
+    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress")
+    class DevicesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +239,12 @@ class ModelInfo(_message.Message):
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     model_type: str
@@ -140,7 +259,147 @@ class ModelInfo(_message.Message):
     queued_requests: int
     message: str
     digest: str
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    slots: int
+    cache_type: str
+    devices: _containers.ScalarMap[str, int]
+    pinned: bool
+    expires_at: _timestamp_pb2.Timestamp
+    progress: float
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ...) -> None: ...
+
+class WatchModelRequest(_message.Message):
+    __slots__ = ("model_name",)
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    def __init__(self, model_name: _Optional[str] = ...) -> None: ...
+
+class ModelEvent(_message.Message):
+    __slots__ = ("model", "done")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    model: ModelInfo
+    done: bool
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class ExplainModelRequest(_message.Message):
+    __slots__ = ("model_name",)
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    def __init__(self, model_name: _Optional[str] = ...) -> None: ...
+
+class MemoryLine(_message.Message):
+    __slots__ = ("name", "mb")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MB_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mb: float
+    def __init__(self, name: _Optional[str] = ..., mb: _Optional[float] = ...) -> None: ...
+
+class ModelExplanation(_message.Message):
+    __slots__ = ("model_name", "model_version", "computed", "computed_mb", "projected_mb", "measured_mb", "correction_mb", "chosen_mb", "chosen_from", "plan", "refusal")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_MB_FIELD_NUMBER: _ClassVar[int]
+    PROJECTED_MB_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_MB_FIELD_NUMBER: _ClassVar[int]
+    CORRECTION_MB_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_MB_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FROM_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    computed: _containers.RepeatedCompositeFieldContainer[MemoryLine]
+    computed_mb: float
+    projected_mb: float
+    measured_mb: float
+    correction_mb: float
+    chosen_mb: float
+    chosen_from: str
+    plan: LoadPlan
+    refusal: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., computed: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., computed_mb: _Optional[float] = ..., projected_mb: _Optional[float] = ..., measured_mb: _Optional[float] = ..., correction_mb: _Optional[float] = ..., chosen_mb: _Optional[float] = ..., chosen_from: _Optional[str] = ..., plan: _Optional[_Union[LoadPlan, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class RegisterVersionRequest(_message.Message):
+    __slots__ = ("model_name", "model_path", "model_type", "wait")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_path: str
+    model_type: str
+    wait: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_path: _Optional[str] = ..., model_type: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class ListVersionsRequest(_message.Message):
+    __slots__ = ("model_name",)
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    def __init__(self, model_name: _Optional[str] = ...) -> None: ...
+
+class ModelVersion(_message.Message):
+    __slots__ = ("model_name", "model_version", "model_type", "model_path", "digest", "size_mb", "registered_at", "active", "previous")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MB_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_AT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    model_type: str
+    model_path: str
+    digest: str
+    size_mb: int
+    registered_at: _timestamp_pb2.Timestamp
+    active: bool
+    previous: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., digest: _Optional[str] = ..., size_mb: _Optional[int] = ..., registered_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active: _Optional[bool] = ..., previous: _Optional[bool] = ...) -> None: ...
+
+class VersionList(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[ModelVersion]
+    def __init__(self, versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ...) -> None: ...
+
+class ActivateVersionRequest(_message.Message):
+    __slots__ = ("model_name", "model_version", "drain_first")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIRST_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    drain_first: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., drain_first: _Optional[bool] = ...) -> None: ...
+
+class RollBackRequest(_message.Message):
+    __slots__ = ("model_name", "drain_first")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIRST_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    drain_first: bool
+    def __init__(self, model_name: _Optional[str] = ..., drain_first: _Optional[bool] = ...) -> None: ...
+
+class RemoveVersionRequest(_message.Message):
+    __slots__ = ("model_name", "model_version")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    model_version: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class Removal(_message.Message):
+    __slots__ = ("removed", "freed_mb")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    FREED_MB_FIELD_NUMBER: _ClassVar[int]
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    freed_mb: int
+    def __init__(self, removed: _Optional[_Iterable[str]] = ..., freed_mb: _Optional[int] = ...) -> None: ...
 
 class ModelList(_message.Message):
     __slots__ = ("models",)

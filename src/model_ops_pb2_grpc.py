@@ -45,6 +45,16 @@ class ModelOpsStub:
                 request_serializer=model__ops__pb2.InferenceRequest.SerializeToString,
                 response_deserializer=model__ops__pb2.InferenceChunk.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/ModelOps/Embed',
+                request_serializer=model__ops__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/ModelOps/Rerank',
+                request_serializer=model__ops__pb2.RerankRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/ModelOps/LoadModel',
                 request_serializer=model__ops__pb2.ModelLoadRequest.SerializeToString,
@@ -70,6 +80,46 @@ class ModelOpsStub:
                 request_serializer=model__ops__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=model__ops__pb2.ModelInfo.FromString,
                 _registered_method=True)
+        self.WatchModel = channel.unary_stream(
+                '/ModelOps/WatchModel',
+                request_serializer=model__ops__pb2.WatchModelRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ModelEvent.FromString,
+                _registered_method=True)
+        self.ExplainModel = channel.unary_unary(
+                '/ModelOps/ExplainModel',
+                request_serializer=model__ops__pb2.ExplainModelRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ModelExplanation.FromString,
+                _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/ModelOps/ListVersions',
+                request_serializer=model__ops__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.VersionList.FromString,
+                _registered_method=True)
+        self.RegisterVersion = channel.unary_unary(
+                '/ModelOps/RegisterVersion',
+                request_serializer=model__ops__pb2.RegisterVersionRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ModelVersion.FromString,
+                _registered_method=True)
+        self.ActivateVersion = channel.unary_unary(
+                '/ModelOps/ActivateVersion',
+                request_serializer=model__ops__pb2.ActivateVersionRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ModelInfo.FromString,
+                _registered_method=True)
+        self.RollBack = channel.unary_unary(
+                '/ModelOps/RollBack',
+                request_serializer=model__ops__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ModelInfo.FromString,
+                _registered_method=True)
+        self.RemoveVersion = channel.unary_unary(
+                '/ModelOps/RemoveVersion',
+                request_serializer=model__ops__pb2.RemoveVersionRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.Removal.FromString,
+                _registered_method=True)
+        self.Prune = channel.unary_unary(
+                '/ModelOps/Prune',
+                request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+                response_deserializer=model__ops__pb2.Removal.FromString,
+                _registered_method=True)
         self.GetSystemStatus = channel.unary_unary(
                 '/ModelOps/GetSystemStatus',
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
@@ -94,6 +144,20 @@ class ModelOpsServicer:
 
     def InferStream(self, request, context):
         """The same, answered as it is made; the last chunk has done = true and the whole InferenceResponse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Texts as vectors, by a model of type embedding
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Documents by how well they answer a query, by a model of type reranker
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +196,55 @@ class ModelOpsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchModel(self, request, context):
+        """until it rests: loaded, available or failed
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterVersion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateVersion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveVersion(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prune(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSystemStatus(self, request, context):
         """System operations
         """
@@ -158,6 +271,16 @@ def add_ModelOpsServicer_to_server(servicer, server):
                     request_deserializer=model__ops__pb2.InferenceRequest.FromString,
                     response_serializer=model__ops__pb2.InferenceChunk.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=model__ops__pb2.EmbedRequest.FromString,
+                    response_serializer=model__ops__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=model__ops__pb2.RerankRequest.FromString,
+                    response_serializer=model__ops__pb2.RerankResponse.SerializeToString,
+            ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
                     request_deserializer=model__ops__pb2.ModelLoadRequest.FromString,
@@ -182,6 +305,46 @@ def add_ModelOpsServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=model__ops__pb2.GetModelRequest.FromString,
                     response_serializer=model__ops__pb2.ModelInfo.SerializeToString,
+            ),
+            'WatchModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModel,
+                    request_deserializer=model__ops__pb2.WatchModelRequest.FromString,
+                    response_serializer=model__ops__pb2.ModelEvent.SerializeToString,
+            ),
+            'ExplainModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainModel,
+                    request_deserializer=model__ops__pb2.ExplainModelRequest.FromString,
+                    response_serializer=model__ops__pb2.ModelExplanation.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=model__ops__pb2.ListVersionsRequest.FromString,
+                    response_serializer=model__ops__pb2.VersionList.SerializeToString,
+            ),
+            'RegisterVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterVersion,
+                    request_deserializer=model__ops__pb2.RegisterVersionRequest.FromString,
+                    response_serializer=model__ops__pb2.ModelVersion.SerializeToString,
+            ),
+            'ActivateVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateVersion,
+                    request_deserializer=model__ops__pb2.ActivateVersionRequest.FromString,
+                    response_serializer=model__ops__pb2.ModelInfo.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=model__ops__pb2.RollBackRequest.FromString,
+                    response_serializer=model__ops__pb2.ModelInfo.SerializeToString,
+            ),
+            'RemoveVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveVersion,
+                    request_deserializer=model__ops__pb2.RemoveVersionRequest.FromString,
+                    response_serializer=model__ops__pb2.Removal.SerializeToString,
+            ),
+            'Prune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prune,
+                    request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                    response_serializer=model__ops__pb2.Removal.SerializeToString,
             ),
             'GetSystemStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSystemStatus,
@@ -248,6 +411,60 @@ class ModelOps:
             '/ModelOps/InferStream',
             model__ops__pb2.InferenceRequest.SerializeToString,
             model__ops__pb2.InferenceChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/Embed',
+            model__ops__pb2.EmbedRequest.SerializeToString,
+            model__ops__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/Rerank',
+            model__ops__pb2.RerankRequest.SerializeToString,
+            model__ops__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -383,6 +600,222 @@ class ModelOps:
             '/ModelOps/GetModel',
             model__ops__pb2.GetModelRequest.SerializeToString,
             model__ops__pb2.ModelInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ModelOps/WatchModel',
+            model__ops__pb2.WatchModelRequest.SerializeToString,
+            model__ops__pb2.ModelEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/ExplainModel',
+            model__ops__pb2.ExplainModelRequest.SerializeToString,
+            model__ops__pb2.ModelExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/ListVersions',
+            model__ops__pb2.ListVersionsRequest.SerializeToString,
+            model__ops__pb2.VersionList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/RegisterVersion',
+            model__ops__pb2.RegisterVersionRequest.SerializeToString,
+            model__ops__pb2.ModelVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/ActivateVersion',
+            model__ops__pb2.ActivateVersionRequest.SerializeToString,
+            model__ops__pb2.ModelInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/RollBack',
+            model__ops__pb2.RollBackRequest.SerializeToString,
+            model__ops__pb2.ModelInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/RemoveVersion',
+            model__ops__pb2.RemoveVersionRequest.SerializeToString,
+            model__ops__pb2.Removal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/Prune',
+            google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            model__ops__pb2.Removal.FromString,
             options,
             channel_credentials,
             insecure,

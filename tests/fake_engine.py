@@ -3,6 +3,7 @@
 
 Its behaviour comes as JSON in the variable FAKE_ENGINE:
   load_s       seconds from the start until /health says ok (before: 503)
+  ready_file   a file until which /health says 503
   load_fails   end with status 1 and this message instead of serving; a list: one start each, then all is well
   count_file   a file in which each start adds a line, so that starts can be counted (needed by a list of load_fails)
   token_s      seconds between two tokens
@@ -10,15 +11,21 @@ Its behaviour comes as JSON in the variable FAKE_ENGINE:
   tokens       most tokens of an answer (default: max_tokens)
   die_after    kill the whole process with SIGKILL after that many tokens
   hang_after   stop answering, the connection open, after that many tokens
-  echo         answer with one token: the request's path and body, as JSON
+  echo         answer with one token: the request's path and body, and the engine's flags, as JSON
   garbage      answer with bytes that are no HTTP events
   status       answer every request with this HTTP status
   child        start a child process that outlives nothing: it sleeps, in the tree
   ignore_term  do not end on SIGTERM
+  hold         bytes of memory to take for each token of the context: half at the start, half with the first request
+  models       how the engine of each model, by its name, behaves otherwise
+
+Texts are embedded as eight numbers made of their checksums, and scored by the words that they share with the query, by
+an engine that was started for that.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
 import socketserver
@@ -26,13 +33,23 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+parser = argparse.ArgumentParser()
+parser.add_argument("--host", required=True)
+parser.add_argument("--alias", default="")
+parser.add_argument("--embeddings", action="store_true")
+parser.add_argument("--reranking", action="store_true")
+FLAGS = parser.parse_known_args()[0]
+
 BEHAVIOUR = json.loads(os.environ.get("FAKE_ENGINE", "{}"))
+BEHAVIOUR |= BEHAVIOUR.get("models", {}).get(FLAGS.alias, {})
 STARTED = time.monotonic()
 ACTIVE = 0
 LOCK = threading.Lock()
+HELD: list[bytes] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             ready = time.monotonic() - STARTED >= BEHAVIOUR.get("load_s", 0)
+            ready = ready and Path(BEHAVIOUR.get("ready_file", "/")).exists()
             self.reply(200 if ready else 503, {"status": "ok" if ready else "loading"})
         else:
             self.reply(404, {})
@@ -67,7 +85,15 @@ class Handler(BaseHTTPRequestHandler):
         if status := BEHAVIOUR.get("status"):
             self.reply(status, {"error": {"message": "as told", "type": "server_error", "code": status}})
             return
+        with LOCK:
+            hold(2)
         self.close_connection = True
+        if self.path == "/v1/embeddings":
+            self.at_once(FLAGS.embeddings, vectors(body["input"]))
+            return
+        if self.path == "/v1/rerank":
+            self.at_once(FLAGS.reranking, scores(body["query"], body["documents"]))
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -83,15 +109,49 @@ class Handler(BaseHTTPRequestHandler):
                 os.kill(os.getpid(), signal.SIGKILL)
             if number == BEHAVIOUR.get("hang_after"):
                 time.sleep(3600)
-            text = json.dumps({"path": self.path} | body) if BEHAVIOUR.get("echo") else f"w{number} "
+            told = {"path": self.path, "flags": sys.argv[1:]} | body
+            text = json.dumps(told) if BEHAVIOUR.get("echo") else f"w{number} "
             choice = {"delta": {"content": text}} if chat else {"text": text}
             self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
             time.sleep(BEHAVIOUR.get("token_s", 0))
         self.event({"choices": [], "usage": {"completion_tokens": count, "prompt_tokens": 1}})
 
+    def at_once(self, started_for_it: bool, answer: object) -> None:
+        """Vectors, or scores."""
+        time.sleep(BEHAVIOUR.get("prompt_s", 0))
+        if BEHAVIOUR.get("die_after") == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not started_for_it:
+            error = {"message": "This server was not started for that", "type": "not_supported_error"}
+            self.reply(501, {"error": error})
+        else:
+            self.reply(200, ["this is no answer"] if BEHAVIOUR.get("garbage") else answer)
+
     def event(self, value: object) -> None:
         self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
         self.wfile.flush()
+
+
+def words(*texts: str) -> int:
+    return sum(len(text.split()) for text in texts)
+
+
+def vectors(texts: list[str]) -> object:
+    """Each text as eight numbers, a vector of length 1; the last one first."""
+    data: list[object] = []
+    for index, text in enumerate(texts):
+        found = [zlib.crc32(text.encode(), seed) / 2**31 - 1.0 for seed in range(8)]
+        length = math.hypot(*found)
+        data.insert(0, {"index": index, "embedding": [number / length for number in found]})
+    return {"data": data, "usage": {"prompt_tokens": words(*texts)}}
+
+
+def scores(query: str, documents: list[str]) -> object:
+    """How many words each document has in common with the query; the last one first."""
+    asked = set(query.split())
+    shared = [len(asked & set(document.split())) for document in documents]
+    results = [{"index": index, "relevance_score": float(count)} for index, count in enumerate(shared)]
+    return {"results": results[::-1], "usage": {"total_tokens": words(query, *documents)}}
 
 
 class Server(socketserver.ThreadingUnixStreamServer):
@@ -100,6 +160,13 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
     def handle_error(self, *args: object) -> None:
         pass  # a vanished client is nothing to report
+
+
+def hold(halves: int) -> None:
+    """Take memory for real, until it is `halves` halves of what was told."""
+    while len(HELD) < halves and "hold" in BEHAVIOUR:
+        context = int(sys.argv[sys.argv.index("--ctx-size") + 1])
+        HELD.append(b"\1" * (BEHAVIOUR["hold"] * context // 2))
 
 
 def failure() -> str:
@@ -117,17 +184,15 @@ def failure() -> str:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
-    flags.add_argument("--host", required=True)
-    host = flags.parse_known_args()[0].host
     if why := failure():
         sys.exit(why)
     if BEHAVIOUR.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if BEHAVIOUR.get("child"):
         subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    hold(1)
     print("fake engine serving", flush=True)
-    Server(host, Handler).serve_forever()
+    Server(FLAGS.host, Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
+# The fake engine is a script for python3: ours, and not one that a version manager would have to look for first.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def need(program: str) -> str:
@@ -98,6 +100,7 @@ def serving(
     }
     if fake is not None:
         settings |= {"MODELOPS_ENGINE__EXECUTABLE": str(FAKE_ENGINE), "FAKE_ENGINE": json.dumps(fake)}
+        settings["MODELOPS_ENGINE__PROBE"] = "false"  # it does not know how much memory it would take
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
     log = data_dir / "log.txt"
     argv = [sys.executable, "-m", "modelops.cli", "serve", "--json"]

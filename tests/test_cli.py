@@ -178,7 +178,6 @@ def test_pull_leaves_what_is_there(pulled: Path) -> None:
     [
         ("nonsense", 2, "invalid_request"),
         ("ftp://somewhere/file.gguf", 2, "invalid_request"),
-        ("hf://org/repo/file.gguf", 1, "not_implemented"),
     ],
 )
 def test_pull_refuses_a_source_it_does_not_know(tmp_path: Path, source: str, status: int, code: str) -> None:
@@ -213,7 +212,9 @@ def test_a_refusal_is_one_line_and_a_status(slow: Served, arguments: tuple[str, 
     assert says in json.loads(as_json.stdout)["error"]
 
 
-ARGUMENTS = {"infer": ("m", "hi"), "load": ("m",), "unload": ("m",)}
+ARGUMENTS = {"infer": ("m", "hi"), "embed": ("m", "hi"), "rerank": ("m", "hi", "there"), "activate": ("m", "v2")}
+ARGUMENTS |= dict.fromkeys(("load", "unload", "explain", "versions", "rollback", "rm"), ("m",))
+ARGUMENTS["register"] = ("m", "m.gguf")
 
 
 @pytest.mark.parametrize("command", CLIENTS)

@@ -75,7 +75,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("slow")
     models = [
         ("slow", tiny_gguf(folder / "slow.gguf")),
-        ("huge", tiny_gguf(folder / "huge.gguf", llama__block_count=10**7)),
+        ("huge", tiny_gguf(folder / "huge.gguf", llama__block_count=1000, llama__attention__key_length=8192)),
     ]
     env = {"MODELOPS_ENGINE__SLOTS": "1", "MODELOPS_MODELS__MAX_QUEUE": "0"}
     with serving(folder / "data", links=models, load=["slow"], fake={"token_s": 0.02}, env=env) as running:

@@ -20,12 +20,20 @@ from pathlib import Path
 from modelops.api.errors import ModelOpsError
 from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
-from modelops.service import Call, Coordinator
+from modelops.service import Call, Coordinator, Parts
+from modelops.serving.arrivals import Arrivals
 from modelops.serving.catalog import Catalog
+from modelops.serving.devices import Machine, SimulatedMachine, ThisMachine
+from modelops.serving.estimates import Estimates
 from modelops.serving.pool import Pool
-from modelops.settings import Settings
+from modelops.serving.quantised import Quantised
+from modelops.serving.residents import Residents
+from modelops.serving.sources import Policy
+from modelops.settings import ModelEntry, Settings, SettingsError, load_catalogue
 from modelops.store.database import open_database
+from modelops.store.estimates import EstimateQueries
 from modelops.store.models import ModelQueries
+from modelops.store.residents import ResidentQueries
 from modelops.tasks import Tasks
 from modelops.transports.grpc import GrpcServer
 from modelops.transports.rest import RestServer
@@ -61,11 +69,19 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(database.dispose)
         roots = [settings.models_dir, *settings.models.roots]
         settings.models_dir.mkdir(parents=True, exist_ok=True)
-        catalog = Catalog(ModelQueries(database), roots)
+        residents = Residents(ResidentQueries(database))
+        arrivals = Arrivals()
+        policy = Policy(allow_private=settings.models.allow_private_sources)
+        catalog = Catalog(ModelQueries(database), residents.queries, roots, arrivals, _catalogue(settings), policy)
         await catalog.open()
-        pool = Pool(settings, catalog, runtime_dir)
+        machine = _machine(settings)
+        stack.push_async_callback(residents.close)
+        quantised = Quantised(catalog, arrivals, settings.data_dir / "quantised", settings.engine.quantization_type)
+        estimates = Estimates(EstimateQueries(database), ask=settings.engine.probe)
+        pool = Pool(settings, catalog, machine, quantised, estimates, runtime_dir, residents.remember)
         stack.push_async_callback(pool.close)
-        coordinator = Coordinator(settings, catalog, pool)
+        stack.push_async_callback(arrivals.close)
+        coordinator = Coordinator(Parts(settings, catalog, machine, pool, arrivals, quantised))
         server = settings.server
         if server.host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("listening on %s: whoever reaches it may use it, for there are no keys yet", server.host)
@@ -81,11 +97,14 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             except OSError as error:
                 raise StartError(_not_bound(name, transport.address, error)) from None
             coordinator.components[name] = partial(getattr, transport, "state")
+        rows = await residents.queries.all() if settings.models.restore else []
+        residents.restore(catalog, pool, rows)
         try:
             yield Running(coordinator, pool, rest, grpc, zmq)
         finally:
             await grpc.drain()
-            await pool.close()  # before the transports: through them, what is cut short is told so
+            await arrivals.close()
+            await pool.close()  # both before the transports: through them, what is cut short is told so
 
 
 async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]) -> None:
@@ -179,6 +198,23 @@ def _runtime_dir(data_dir: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         note.unlink(missing_ok=True)
+
+
+def _catalogue(settings: Settings) -> dict[str, ModelEntry]:
+    try:
+        return load_catalogue(settings.models.catalogue)
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+
+
+def _machine(settings: Settings) -> Machine:
+    written = settings.memory.simulated_devices
+    if not written:
+        return ThisMachine()
+    try:
+        return SimulatedMachine(written)
+    except ValueError as error:
+        raise StartError(f"memory.simulated_devices: {error}") from None
 
 
 def _not_bound(name: str, address: str, error: OSError) -> str:

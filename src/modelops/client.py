@@ -10,6 +10,7 @@ Errors are those of `modelops.api.errors`, each with its `code`, `retry_after_s`
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Generator
 from typing import Any, Self, TypeVar
@@ -97,8 +98,8 @@ def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
         raise _strange(response.status_code) from None
 
 
-def _chunk(line: str) -> types.InferenceChunk | None:
-    return types.InferenceChunk.model_validate_json(line[6:]) if line.startswith("data: ") else None
+def _chunk(kind: type[_Answer], line: str) -> _Answer | None:
+    return kind.model_validate_json(line[6:]) if line.startswith("data: ") else None
 
 
 class Client:
@@ -125,15 +126,15 @@ class Client:
     def stream(self, model: str, text: str, **options: Any) -> Generator[types.InferenceChunk]:
         """As `infer`, chunk by chunk as the answer is made; the last is `done`. Closing the iterator cancels."""
         fields = {"model_name": model, "input_text": text, **options, "stream": True}
-        try:
-            with self._http.stream(**self._wire.request("infer", fields)) as response:
-                if not response.is_success:
-                    raise _failure(response.status_code, response.read())
-                for line in response.iter_lines():
-                    if chunk := _chunk(line):
-                        yield chunk
-        except httpx.TransportError as error:
-            raise self._wire.unreachable(error) from error
+        yield from self._stream("infer", types.InferenceChunk, **fields)
+
+    def embed(self, model: str, inputs: list[str], **options: Any) -> types.EmbedResponse:
+        """Each input as a vector of length 1, by a model of type `embedding`."""
+        return self._call("embed", types.EmbedResponse, model_name=model, inputs=inputs, **options)
+
+    def rerank(self, model: str, query: str, documents: list[str], **options: Any) -> types.RerankResponse:
+        """The documents by how well they answer the query, best first, by a model of type `reranker`."""
+        return self._call("rerank", types.RerankResponse, model_name=model, query=query, documents=documents, **options)
 
     def load(self, model: str, path: str = "", **options: Any) -> types.ModelLoadReply:
         """Load `model`, from `path` where it is not registered; returns when it answers, unless `wait=False`."""
@@ -151,6 +152,40 @@ class Client:
         """One model as it stands."""
         return self._call("get_model", types.ModelInfo, model_name=model)
 
+    def watch(self, model: str) -> Generator[types.ModelEvent]:
+        """The model whenever something about it has changed, until it rests: loaded, available or failed."""
+        yield from self._stream("watch_model", types.ModelEvent, model_name=model)
+
+    def explain(self, model: str) -> types.ModelExplanation:
+        """Where the model's memory goes."""
+        return self._call("explain_model", types.ModelExplanation, model_name=model)
+
+    def versions(self, model: str) -> list[types.ModelVersion]:
+        """The model's versions, oldest first."""
+        return self._call("list_versions", types.VersionList, model_name=model).versions
+
+    def register(self, model: str, path: str, **options: Any) -> types.ModelVersion:
+        """Register the file or source as the model's next version, without loading it."""
+        return self._call("register_version", types.ModelVersion, model_name=model, model_path=path, **options)
+
+    def activate(self, model: str, version: str, *, drain_first: bool = False) -> types.ModelInfo:
+        """Let `version` answer from now on; where the model is loaded, without a failed request."""
+        return self._call(
+            "activate_version", types.ModelInfo, model_name=model, model_version=version, drain_first=drain_first
+        )
+
+    def roll_back(self, model: str, *, drain_first: bool = False) -> types.ModelInfo:
+        """Let the version that was active before answer again."""
+        return self._call("roll_back", types.ModelInfo, model_name=model, drain_first=drain_first)
+
+    def remove(self, model: str, version: str = "all") -> types.Removal:
+        """Forget a version, or all, and delete the files that are the coordinator's own."""
+        return self._call("remove_version", types.Removal, model_name=model, model_version=version)
+
+    def prune(self) -> types.Removal:
+        """Remove what nothing needs."""
+        return self._call("prune", types.Removal)
+
     def status(self) -> types.SystemStatus:
         """The machine and what runs on it."""
         return self._call("status", types.SystemStatus)
@@ -158,6 +193,17 @@ class Client:
     def health(self) -> types.HealthResponse:
         """Whether the coordinator can serve, part by part."""
         return self._call("health", types.HealthResponse)
+
+    def _stream(self, name: str, kind: type[_Answer], **fields: Any) -> Generator[_Answer]:
+        try:
+            with self._http.stream(**self._wire.request(name, fields)) as response:
+                if not response.is_success:
+                    raise _failure(response.status_code, response.read())
+                for line in response.iter_lines():
+                    if chunk := _chunk(kind, line):
+                        yield chunk
+        except httpx.TransportError as error:
+            raise self._wire.unreachable(error) from error
 
     def _call(self, name: str, kind: type[_Answer], **fields: Any) -> _Answer:
         try:
@@ -190,15 +236,19 @@ class AsyncClient:
     async def stream(self, model: str, text: str, **options: Any) -> AsyncGenerator[types.InferenceChunk]:
         """As Client.stream; to cancel, close the generator (`contextlib.aclosing`)."""
         fields = {"model_name": model, "input_text": text, **options, "stream": True}
-        try:
-            async with self._http.stream(**self._wire.request("infer", fields)) as response:
-                if not response.is_success:
-                    raise _failure(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    if chunk := _chunk(line):
-                        yield chunk
-        except httpx.TransportError as error:
-            raise self._wire.unreachable(error) from error
+        async with contextlib.aclosing(self._stream("infer", types.InferenceChunk, **fields)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def embed(self, model: str, inputs: list[str], **options: Any) -> types.EmbedResponse:
+        """Each input as a vector of length 1, by a model of type `embedding`."""
+        return await self._call("embed", types.EmbedResponse, model_name=model, inputs=inputs, **options)
+
+    async def rerank(self, model: str, query: str, documents: list[str], **options: Any) -> types.RerankResponse:
+        """The documents by how well they answer the query, best first, by a model of type `reranker`."""
+        return await self._call(
+            "rerank", types.RerankResponse, model_name=model, query=query, documents=documents, **options
+        )
 
     async def load(self, model: str, path: str = "", **options: Any) -> types.ModelLoadReply:
         """As Client.load."""
@@ -218,6 +268,42 @@ class AsyncClient:
         """As Client.model."""
         return await self._call("get_model", types.ModelInfo, model_name=model)
 
+    async def watch(self, model: str) -> AsyncGenerator[types.ModelEvent]:
+        """As Client.watch."""
+        async with contextlib.aclosing(self._stream("watch_model", types.ModelEvent, model_name=model)) as events:
+            async for event in events:
+                yield event
+
+    async def explain(self, model: str) -> types.ModelExplanation:
+        """Where the model's memory goes."""
+        return await self._call("explain_model", types.ModelExplanation, model_name=model)
+
+    async def versions(self, model: str) -> list[types.ModelVersion]:
+        """The model's versions, oldest first."""
+        return (await self._call("list_versions", types.VersionList, model_name=model)).versions
+
+    async def register(self, model: str, path: str, **options: Any) -> types.ModelVersion:
+        """Register the file or source as the model's next version, without loading it."""
+        return await self._call("register_version", types.ModelVersion, model_name=model, model_path=path, **options)
+
+    async def activate(self, model: str, version: str, *, drain_first: bool = False) -> types.ModelInfo:
+        """Let `version` answer from now on; where the model is loaded, without a failed request."""
+        return await self._call(
+            "activate_version", types.ModelInfo, model_name=model, model_version=version, drain_first=drain_first
+        )
+
+    async def roll_back(self, model: str, *, drain_first: bool = False) -> types.ModelInfo:
+        """Let the version that was active before answer again."""
+        return await self._call("roll_back", types.ModelInfo, model_name=model, drain_first=drain_first)
+
+    async def remove(self, model: str, version: str = "all") -> types.Removal:
+        """Forget a version, or all, and delete the files that are the coordinator's own."""
+        return await self._call("remove_version", types.Removal, model_name=model, model_version=version)
+
+    async def prune(self) -> types.Removal:
+        """Remove what nothing needs."""
+        return await self._call("prune", types.Removal)
+
     async def status(self) -> types.SystemStatus:
         """As Client.status."""
         return await self._call("status", types.SystemStatus)
@@ -225,6 +311,17 @@ class AsyncClient:
     async def health(self) -> types.HealthResponse:
         """As Client.health."""
         return await self._call("health", types.HealthResponse)
+
+    async def _stream(self, name: str, kind: type[_Answer], **fields: Any) -> AsyncGenerator[_Answer]:
+        try:
+            async with self._http.stream(**self._wire.request(name, fields)) as response:
+                if not response.is_success:
+                    raise _failure(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if chunk := _chunk(kind, line):
+                        yield chunk
+        except httpx.TransportError as error:
+            raise self._wire.unreachable(error) from error
 
     async def _call(self, name: str, kind: type[_Answer], **fields: Any) -> _Answer:
         try:

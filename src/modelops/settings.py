@@ -9,15 +9,18 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError
+
+from modelops.api.types import KeepAlive, ModelType
 
 PREFIX = "MODELOPS_"
 #: Variables of the same prefix that are not settings: where the configuration file is, and what clients read.
 NOT_SETTINGS = frozenset({"MODELOPS_CONFIG", "MODELOPS_URL", "MODELOPS_API_KEY"})
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}$")]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -33,6 +36,10 @@ def _default_data_dir() -> Path:
 def _split(value: object) -> object:
     """A list written in one variable: its parts stand between colons, as in PATH."""
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Section(BaseModel):
@@ -62,7 +69,19 @@ class ModelsSettings(Section):
         (),
         description="Folders, beside <data_dir>/models, whose GGUF files may be served. As a variable: a:b:c.",
     )
+    catalogue: Path | None = Field(
+        None, description="A TOML file that names models and how each is run (docs/models.md)."
+    )
+    allow_private_sources: bool = Field(
+        False, description="Fetch from addresses of private networks and of this machine, too."
+    )
     autoload: bool = Field(True, description="Load a registered model on its first request.")
+    keep_alive: KeepAlive = Field(
+        -1.0,
+        description='How long a model stays after its last answer: seconds or "5m"; 0: not at all; '
+        "-1: until another needs its memory.",
+    )
+    restore: bool = Field(True, description="Load at the start what was loaded when the coordinator ended.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait for one model; more are refused (503).")
 
 
@@ -77,8 +96,22 @@ class EngineSettings(Section):
     context_length: int = Field(
         4096, ge=256, description="Tokens of prompt and answer together per request; at most the model's own."
     )
+    quantization_type: Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"] = Field(
+        "Q8_0", description="What the weights of an F32, F16 or BF16 file become where quantised ones are wished."
+    )
+    probe: bool = Field(
+        True, description="Ask the engine itself how much memory a model takes, before it is first loaded so."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the cores this process may use.")
     batch_size: int = Field(0, ge=0, description="Prompt tokens processed in one step; 0: what takes about 0.3 s here.")
+    cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
+        "f16", description="What the KV cache is stored as: f16, or q8_0 or q4_0 for about half or a quarter of it."
+    )
+    context_checkpoints: int = Field(
+        4,
+        ge=0,
+        description="For models with sliding windows or states: copies that each slot keeps, to go back in a prompt.",
+    )
     cache_ram_mb: int = Field(0, ge=0, description="RAM for prompts that have left their slot, per engine.")
     load_timeout_s: float = Field(60.0, gt=0, description="Time to load a model, beside load_timeout_s_per_gb.")
     load_timeout_s_per_gb: float = Field(30.0, ge=0, description="Added for each GB of the model's file.")
@@ -90,6 +123,17 @@ class MemorySettings(Section):
 
     budget_mb: int = Field(0, ge=0, description="RAM for models; 0: what is free, less reserve_mb.")
     reserve_mb: int = Field(512, ge=0, description="RAM left to everything else.")
+    gpu_reserve_mb: int = Field(256, ge=0, description="Memory of each GPU left to everything else.")
+    cpu_layers: Literal["before_eviction", "after_eviction", "never"] = Field(
+        "before_eviction",
+        description="When a machine with GPUs runs layers on its CPU: once they do not all fit its GPUs, only after "
+        "idle models were evicted, or never.",
+    )
+    simulated_devices: Annotated[tuple[str, ...], BeforeValidator(_split_commas)] = Field(
+        (),
+        description="For tests of placement: devices to plan for instead of this machine's GPUs, in MB, each with what "
+        "others use of it: gpu0=24000,gpu1=8000/2000.",
+    )
 
 
 class LogSettings(Section):
@@ -146,6 +190,46 @@ def load(
         raise SettingsError("\n".join(_explain(error))) from None
 
 
+class ModelEntry(Section):
+    """What the catalogue file says of one model. What it leaves out is as the settings have it."""
+
+    source: str = ""  # fetched on first use, or at the start with `preload`
+    file: str = ""  # under a model root
+    type: ModelType = "llm"
+    quantization: bool = False
+    gpu_layers: int = Field(0, ge=-1)
+    context_length: int = Field(0, ge=0)
+    slots: int = Field(0, ge=0, le=256)
+    cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    system: str = Field("", max_length=10_000)
+    stop: tuple[str, ...] = Field((), max_length=10)
+    keep_alive: KeepAlive | None = None
+    pin: bool = False
+    preload: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+class _Catalogue(RootModel[dict[ModelName, ModelEntry]]):
+    pass
+
+
+def load_catalogue(file: Path | None) -> dict[str, ModelEntry]:
+    """The models that the catalogue file names; none without a file. Raises SettingsError."""
+    if file is None:
+        return {}
+    try:
+        entries = _Catalogue.model_validate(_read(file)).root
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"{file}: {line}" for line in _explain(error, ModelEntry.model_fields))) from None
+    names = [*entries, *(alias for entry in entries.values() for alias in entry.aliases)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsError(f"{file}: '{min(twice)}' is the name of more than one model")
+    for name, entry in entries.items():
+        if entry.source and entry.file:
+            raise SettingsError(f"{file}: '{name}' has a source and a file; one of them is enough")
+    return entries
+
+
 def described() -> Iterator[tuple[str, str, str]]:
     """Every setting as (dotted key, default, description), in order: the source of docs/settings.md."""
     for name, section in Settings.model_fields.items():
@@ -191,12 +275,12 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             base[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
-    keys = [*Settings.model_fields, *(key for key, _, _ in described())]
+def _explain(error: ValidationError, known: Iterable[str] = ()) -> Iterator[str]:
+    keys = [*known] or [*Settings.model_fields, *(key for key, _, _ in described())]
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(str(fault["loc"][-1]) if known else key, keys, n=1, cutoff=0.5)
             yield f"unknown setting '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
         else:
             yield f"setting '{key}': {fault['msg'][0].lower()}{fault['msg'][1:]} (it is {fault['input']!r})"

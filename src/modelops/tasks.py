@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,13 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `work` until it ends or the owner closes; a failure nobody awaits is logged."""
+    def start(
+        self, name: str, work: Coroutine[Any, Any, Any], *, expected: tuple[type[Exception], ...] = ()
+    ) -> asyncio.Task[Any]:
+        """Run `work` until it ends or the owner closes; a failure is logged, unless it is one that was `expected`."""
         task = asyncio.create_task(work, name=f"{self._owner}: {name}")  # noqa: TID251 - the one place
         self._running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, expected))
         return task
 
     async def close(self) -> None:
@@ -37,7 +40,12 @@ class Tasks:
                 task.cancel()
             await asyncio.wait(self._running)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    async def finish(self) -> None:
+        """Wait until every task has ended by itself."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _ended(self, expected: tuple[type[Exception], ...], task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, expected):
             log.error("task failed: %s", task.get_name(), exc_info=error)

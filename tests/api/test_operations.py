@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import AsyncGenerator, Iterator, Set
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from pydantic import BaseModel
 
 import model_ops_pb2 as pb
 from modelops.api.operations import OPERATIONS, Operation
@@ -120,7 +123,7 @@ def test_names_routes_rpcs_and_actions_are_each_used_once() -> None:
         [operation.name for operation in OPERATIONS],
         [operation.action for operation in OPERATIONS],
         [(operation.route.method, operation.route.path) for operation in OPERATIONS],
-        [rpc for operation in OPERATIONS for rpc in operation.rpcs],
+        [rpc for operation in OPERATIONS for rpc in [*operation.rpcs, operation.stream_rpc] if rpc],
     ):
         assert len(used) == len(set(used))
 
@@ -135,14 +138,39 @@ def test_every_documented_action_performs_an_operation() -> None:
     assert set(documented_actions.split("|")) <= {operation.action for operation in OPERATIONS}
 
 
+def performs(method: Any, takes: type[BaseModel], gives: Any) -> None:
+    """Whether a method of the coordinator is one that transports can call."""
+    signature = inspect.signature(method, eval_str=True)
+    assert signature.return_annotation == gives
+    assert list(signature.parameters.values())[-1].annotation is takes
+    assert method.__doc__
+
+
 @each_operation
 def test_the_coordinator_performs_it(operation: Operation) -> None:
-    method = getattr(Coordinator, operation.name)
-    signature = inspect.signature(method, eval_str=True)
-    assert inspect.iscoroutinefunction(method)
-    assert signature.return_annotation is operation.response
-    assert list(signature.parameters.values())[-1].annotation is operation.request
-    assert method.__doc__
+    stream = operation.stream
+    if not (stream and stream.always):
+        method = getattr(Coordinator, operation.name)
+        assert inspect.iscoroutinefunction(method)
+        performs(method, operation.request, operation.response)
+    if stream:
+        generator = getattr(Coordinator, stream.method)
+        assert inspect.isasyncgenfunction(generator)
+        performs(generator, operation.request, AsyncGenerator[stream.chunk])  # type: ignore[name-defined] # a value
+
+
+@each_operation
+def test_it_answers_at_once_or_in_chunks_by_the_rpcs_that_do_so(operation: Operation) -> None:
+    stream = operation.stream
+    assert bool(operation.stream_rpc) is bool(stream)
+    assert bool(operation.rpcs) is not bool(stream and stream.always)
+    assert all(not SERVICE.methods_by_name[rpc].server_streaming for rpc in operation.rpcs)
+    if operation.stream_rpc:
+        assert SERVICE.methods_by_name[operation.stream_rpc].server_streaming
+    if stream and not stream.always:
+        assert "stream" in operation.request.model_fields
+    if stream:
+        assert "done" in stream.chunk.model_fields
 
 
 @each_operation
@@ -150,18 +178,39 @@ def test_it_is_documented_with_errors_that_exist(operation: Operation) -> None:
     from modelops.transports.rest import STATUS
 
     assert operation.summary
-    assert operation.rpcs
     assert set(operation.errors) <= set(STATUS)
     assert len(set(operation.errors)) == len(operation.errors)
 
 
+def within(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field's type names: itself, or those of a list, a mapping, an alternative."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from within(part)
+
+
+def same_fields(message: Descriptor, model: type[BaseModel], elsewhere: Set[str] = frozenset()) -> None:
+    """The fields of both, and of all that they hold."""
+    assert {field.name for field in message.fields} == set(model.model_fields) - elsewhere, model
+    for name, field in model.model_fields.items():
+        for inner in within(field.annotation):
+            nested = message.fields_by_name[name].message_type
+            assert nested is not None
+            same_fields(nested, inner)
+
+
 @each_operation
 def test_its_messages_have_the_same_fields_in_every_encoding(operation: Operation) -> None:
+    elsewhere = NOT_IN_PROTO.get(operation.name, set())
     for rpc in operation.rpcs:
         method = SERVICE.methods_by_name[rpc]
-        elsewhere = NOT_IN_PROTO.get(operation.name, set())
-        assert {field.name for field in method.input_type.fields} == set(operation.request.model_fields) - elsewhere
-        assert {field.name for field in method.output_type.fields} == set(operation.response.model_fields)
+        same_fields(method.input_type, operation.request, elsewhere)
+        same_fields(method.output_type, operation.response)
+    if operation.stream_rpc and operation.stream:
+        method = SERVICE.methods_by_name[operation.stream_rpc]
+        same_fields(method.input_type, operation.request, elsewhere)
+        same_fields(method.output_type, operation.stream.chunk)
 
 
 @each_operation

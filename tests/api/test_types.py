@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modelops.api.errors import InvalidRequest
+from modelops.api.operations import OPERATIONS
 from modelops.api.types import (
+    ActivateVersionRequest,
+    EmbedRequest,
     InferenceRequest,
     ListModelsRequest,
     ModelLoadRequest,
     ModelUnloadRequest,
+    RegisterVersionRequest,
     Request,
+    RerankRequest,
     from_json,
 )
 
@@ -36,7 +41,9 @@ def test_the_documented_defaults_of_inference() -> None:
 def test_the_documented_defaults_of_loading() -> None:
     found = ModelLoadRequest.parse({"model_name": "m"})
     assert (found.model_path, found.model_type, found.quantization, found.gpu_layers) == ("", "llm", False, 0)
-    assert found.wait is True
+    assert (found.wait, found.dry_run) == (True, False)
+    assert (found.context_length, found.slots, found.cache_type) == (0, 0, "")
+    assert (found.keep_alive, found.pin) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,30 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
             {"model_name": "m", "model_path": "x" * 4097},
             "model_path: string should have at most",
         ),
+        (ModelLoadRequest, {"model_name": "m", "context_length": -1}, "context_length: input should be greater than"),
+        (ModelLoadRequest, {"model_name": "m", "context_length": 2**31}, "context_length: input should be less than"),
+        (ModelLoadRequest, {"model_name": "m", "slots": -1}, "slots: input should be greater than or equal to 0"),
+        (ModelLoadRequest, {"model_name": "m", "slots": 257}, "slots: input should be less than or equal to 256"),
+        (ModelLoadRequest, {"model_name": "m", "cache_type": "q5_0"}, "cache_type: input should be '', 'f16', 'q8_0'"),
+        (ModelLoadRequest, {"model_name": "m", "pin": 1}, "pin: input should be a valid boolean"),
+        (ModelLoadRequest, {"model_name": "m", "dry_run": "yes"}, "dry_run: input should be a valid boolean"),
+        (EmbedRequest, {"model_name": "m", "inputs": []}, "inputs: list should have at least 1 item"),
+        (EmbedRequest, {"model_name": "m", "inputs": ["x"] * 257}, "inputs: list should have at most 256 items"),
+        (EmbedRequest, {"model_name": "m", "inputs": ["x", ""]}, "inputs.1: string should have at least 1 character"),
+        (EmbedRequest, {"model_name": "m", "inputs": ["x" * 32_769]}, "inputs.0: string should have at most 32768"),
+        (EmbedRequest, {"model_name": "m", "inputs": ["a\0b"]}, "inputs.0: value error, must not contain NUL"),
+        (EmbedRequest, {"model_name": "m", "inputs": "x"}, "inputs: input should be a valid list"),
+        (RerankRequest, {"model_name": "m", "query": "", "documents": ["x"]}, "query: string should have at least 1"),
+        (RerankRequest, {"model_name": "m", "query": "x", "documents": []}, "documents: list should have at least 1"),
+        (
+            RerankRequest,
+            {"model_name": "m", "query": "x", "documents": ["x"], "top_n": -1},
+            "top_n: input should be greater than or equal to 0",
+        ),
+        (RegisterVersionRequest, {"model_name": "../m", "model_path": "x"}, "model_name: string should match pattern"),
+        (RegisterVersionRequest, {"model_name": "m"}, "model_path: field required"),
+        (RegisterVersionRequest, {"model_name": "m", "model_path": ""}, "model_path: string should have at least 1"),
+        (ActivateVersionRequest, {"model_name": "m"}, "model_version: field required"),
         (ModelUnloadRequest, {}, "model_name: field required"),
         (ListModelsRequest, {"al": True}, "unknown field 'al': did you mean 'all'?"),
         (InferenceRequest, [], "the request must be a JSON object"),
@@ -117,6 +148,48 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
 )
 def test_other_requests_are_as_strict(kind: type[Request], fields: object, message: str) -> None:
     assert refusal(kind, fields).startswith(message)
+
+
+# --- keep_alive ---
+KEPT = [operation.request for operation in OPERATIONS if "keep_alive" in operation.request.model_fields]
+LEAST: Mapping[str, Any] = {"input_text": "x", "inputs": ["x"], "query": "x", "documents": ["x"]}
+
+
+def keep_alive(kind: type[Request], value: object) -> Any:
+    needed = {name: text for name, text in LEAST.items() if name in kind.model_fields}
+    return kind.parse({"model_name": "m", "keep_alive": value, **needed}).model_dump()["keep_alive"]
+
+
+def test_whoever_asks_or_loads_may_say_how_long_the_model_stays() -> None:
+    assert set(KEPT) == {InferenceRequest, EmbedRequest, RerankRequest, ModelLoadRequest}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        *[(0, 0), ("0", 0), ("0s", 0), (300, 300), (1.5, 1.5), ("300", 300), ("1.5", 1.5)],
+        *[("200ms", 0.2), ("90s", 90), ("5m", 300), ("2h", 7200), ("1h30m", 5400), ("1.5m", 90), ("1m500ms", 60.5)],
+        *[(-1, -1), ("-1", -1), (-0.5, -1), ("-5m", -1)],
+        *[(10**400, 365 * 86_400), (-(10**400), -1), ("1e999", 365 * 86_400), ("9" * 5000 + "h", 365 * 86_400)],
+        (None, None),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_keep_alive_is_seconds_or_a_duration(kind: type[Request], written: object, seconds: float | None) -> None:
+    assert keep_alive(kind, written) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize(
+    "written",
+    ["", "soon", "5 m", "5M", "m", "5d", "1.5.5s", "--1", "5m-1s", "nan", float("nan"), True, False, [], {}, [5]],
+    ids=repr,
+)
+def test_what_is_no_time_is_refused_by_name(kind: type[Request], written: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"^keep_alive: ") as refused:
+        keep_alive(kind, written)
+    assert "soon" not in refused.value.message
 
 
 def test_every_fault_is_named_at_once() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -127,6 +130,49 @@ def stream_zmq(served: Served, request: Request) -> Generator[Chunk]:
 STREAM = {"rest": stream_rest, "grpc": stream_grpc, "zmq": stream_zmq}
 
 
+class Reader(threading.Thread):
+    """Reads a stream to its end, or until it is told to hang up."""
+
+    def __init__(self, served: Served, transport: str, **request: Any) -> None:
+        super().__init__(name=transport, daemon=True)
+        self.chunks: list[Chunk] = []
+        self.error: Exception | None = None
+        self.left = threading.Event()
+        self._stream = STREAM[transport](served, {"model_name": "m", "input_text": "Hello", **request})
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with closing(self._stream) as chunks:
+                for chunk in chunks:
+                    self.chunks.append(chunk)
+                    if self.left.is_set():
+                        return
+        except Exception as error:
+            self.error = error
+
+    @property
+    def reading(self) -> bool:
+        """Whether the answer goes on."""
+        return self.is_alive() and not (self.chunks and self.chunks[-1]["done"])
+
+    def ended(self) -> Chunk:
+        """The whole answer, which came with the last chunk."""
+        self.join(30)
+        assert not self.is_alive()
+        assert self.error is None
+        assert self.chunks[-1]["done"]
+        final: Chunk = self.chunks[-1]["final"]
+        assert final["output_text"] == "".join(chunk["text"] for chunk in self.chunks)
+        return final
+
+    def hang_up(self) -> None:
+        """Leave after the next chunk."""
+        self.left.set()
+        self.join(30)
+        assert not self.is_alive()
+
+
 # --- what the machine itself shows ---
 def programs(served: Served) -> list[psutil.Process]:
     """The engines' own processes, without their guards."""
@@ -137,6 +183,28 @@ def programs(served: Served) -> list[psutil.Process]:
             if "--host" in argv and not any(part.endswith("guard.py") for part in argv):
                 found.append(process)
     return found
+
+
+def model_of(program: psutil.Process) -> str:
+    """The model that the engine serves."""
+    argv = program.cmdline()
+    return argv[argv.index("--alias") + 1]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that only waits for its parent to take notice does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def taken_mb(process: psutil.Process) -> float:
+    """What it holds that the machine cannot take back: pages of files, which it can, do not count."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / 1024
+    return 0.0
 
 
 @contextlib.contextmanager

@@ -7,28 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from chaos.callers import STREAM, Chunk, Refused, client, programs
+from chaos.callers import STREAM, Reader, Refused, alive, client, programs
 from modelops.api.errors import EngineFailed
 from support import Served, serving, tiny_gguf, wait_until
 
 ORPHAN_S = 2.0  # after `kill -9` of the coordinator nothing of it lives longer
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that only waits for its parent to take notice does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager
@@ -38,35 +28,6 @@ def faked(folder: Path, behaviour: dict[str, Any], **options: Any) -> Iterator[S
     assert model.is_file()
     with serving(folder, fake=behaviour, **options) as served:
         yield served
-
-
-class Reader(threading.Thread):
-    """Reads a stream to its end."""
-
-    def __init__(self, served: Served, transport: str, **request: Any) -> None:
-        super().__init__(name=transport, daemon=True)
-        self.chunks: list[Chunk] = []
-        self.error: Exception | None = None
-        self._stream = STREAM[transport](served, {"model_name": "m", "input_text": "Hello", **request})
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with closing(self._stream) as chunks:
-                for chunk in chunks:
-                    self.chunks.append(chunk)
-        except Exception as error:
-            self.error = error
-
-    def ended(self) -> Chunk:
-        """The whole answer, which came with the last chunk."""
-        self.join(30)
-        assert not self.is_alive()
-        assert self.error is None
-        assert self.chunks[-1]["done"]
-        final: Chunk = self.chunks[-1]["final"]
-        assert final["output_text"] == "".join(chunk["text"] for chunk in self.chunks)
-        return final
 
 
 # --- the engine ---

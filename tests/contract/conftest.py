@@ -24,10 +24,21 @@ def real(served: Served) -> Iterator[dict[str, Wire]]:
 
 @pytest.fixture(scope="session")
 def quick_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A coordinator whose engine answers two tokens at once: the model `quick`, loaded, and `other`, which is not."""
+    """A coordinator whose engine answers two tokens at once.
+
+    `quick`, `vectors` (of type embedding) and `scores` (reranker) are loaded, `other` is not; `elsewhere.gguf` and
+    `two.gguf` are files in a folder that is not the coordinator's own.
+    """
     folder = tmp_path_factory.mktemp("quick")
-    file = tiny_gguf(folder / "tiny")
-    with serving(folder, links=[("quick", file), ("other", file)], load=["quick"], fake={"tokens": 2}) as running:
+    tiny = tiny_gguf(folder / "tiny")
+    vectors = tiny_gguf(folder / "embedding", llama__pooling_type=1)
+    scores = tiny_gguf(folder / "ranking", llama__pooling_type=4)
+    for name in ("elsewhere", "two"):
+        tiny_gguf(folder / "theirs" / f"{name}.gguf", general__name=name)
+    links = [("quick", tiny), ("other", tiny), ("vectors", vectors), ("scores", scores)]
+    env = {"MODELOPS_MODELS__ROOTS": str(folder / "theirs")}
+    load = ["quick", "vectors", "scores"]
+    with serving(folder, links=links, load=load, fake={"tokens": 2}, env=env) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -64,9 +65,34 @@ class Wire(abc.ABC):
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
         """Perform the operation `name`."""
 
+    def ok(self, name: str, /, **fields: Any) -> Any:
+        """The result of an operation that is not refused."""
+        answer = self.call(name, fields)
+        assert answer.code == "", answer.seen
+        return answer.result
+
+    def refused(self, name: str, /, **fields: Any) -> Answer:
+        """The answer to an operation that is refused; over REST it is one that the document has."""
+        answer = self.call(name, fields)
+        assert answer.code, answer.seen
+        return answer
+
+    def info(self, model: str) -> pb.ModelInfo:
+        """How the model stands."""
+        found: pb.ModelInfo = self.ok("get_model", model_name=model)
+        return found
+
     @abc.abstractmethod
+    def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
+        """The operation `name` in chunks; closing the iterator hangs up. Raises Refused."""
+
     def stream(self, fields: Fields, *, timeout_s: float | None = None) -> Generator[pb.InferenceChunk]:
-        """`infer` in chunks; closing the iterator hangs up. Raises Refused."""
+        """`infer` in chunks."""
+        yield from self.chunks("infer", fields, timeout_s=timeout_s)
+
+    def events(self, model: str, *, timeout_s: float | None = None) -> Generator[pb.ModelEvent]:
+        """`watch_model`."""
+        yield from self.chunks("watch_model", {"model_name": model}, timeout_s=timeout_s)
 
     @abc.abstractmethod
     def send(self, operation: str, raw: bytes) -> Answer:
@@ -80,6 +106,14 @@ class Wire(abc.ABC):
 def reply_of(name: str) -> type[Message]:
     """The protobuf message that answers the operation."""
     kind: type[Message] = getattr(pb, BY_NAME[name].response.__name__)
+    return kind
+
+
+def chunk_of(name: str) -> type[Message]:
+    """The protobuf message of each chunk that answers the operation."""
+    stream = BY_NAME[name].stream
+    assert stream
+    kind: type[Message] = getattr(pb, stream.chunk.__name__)
     return kind
 
 
@@ -106,16 +140,17 @@ class Rest(Wire):
         response = self._http.request(method, path, content=body, headers=headers)
         return _from_http(operation, response, response.content)
 
-    def stream(self, fields: Fields, *, timeout_s: float | None = None) -> Generator[pb.InferenceChunk]:
-        _, path, body = _http(BY_NAME["infer"], {**fields, "stream": True})
-        with self._http.stream("POST", path, content=body, headers=_headers(timeout_s)) as response:
+    def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
+        wanted = {"stream": True} if "stream" in BY_NAME[name].request.model_fields else {}
+        method, path, body = _http(BY_NAME[name], {**fields, **wanted})
+        with self._http.stream(method, path, content=body, headers=_headers(timeout_s)) as response:
             if response.is_error:
-                raise Refused(_from_http("infer", response, response.read()))
+                raise Refused(_from_http(name, response, response.read()))
             assert response.headers["content-type"].startswith("text/event-stream")
             for line in response.iter_lines():
                 if line:
                     assert line.startswith("data: ")
-                    yield json_format.ParseDict(json.loads(line[6:]), pb.InferenceChunk())
+                    yield json_format.ParseDict(json.loads(line[6:]), chunk_of(name)())
 
     def close(self) -> None:
         self._http.close()
@@ -149,13 +184,14 @@ class Grpc(Wire):
         result = reply_of(name).FromString(reply)
         return Answer(seen=f"{result} {call.trailing_metadata()}", status="OK", result=result)
 
-    def stream(self, fields: Fields, *, timeout_s: float | None = None) -> Generator[pb.InferenceChunk]:
-        method: Any = self._channel.unary_stream("/ModelOps/InferStream", None, None)
-        raw = pb.InferenceRequest(**fields).SerializeToString()
-        call = method(raw, timeout=timeout_s or PATIENCE_S)
+    def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
+        rpc = BY_NAME[name].stream_rpc
+        assert rpc
+        method: Any = self._channel.unary_stream(f"/ModelOps/{rpc}", None, None)
+        call = method(_takes(rpc)(**fields).SerializeToString(), timeout=timeout_s or PATIENCE_S)
         try:
             for chunk in call:
-                yield pb.InferenceChunk.FromString(chunk)
+                yield chunk_of(name).FromString(chunk)
         except grpc.RpcError as error:
             raise Refused(refusal(error)) from None
         finally:
@@ -196,8 +232,9 @@ class Zmq(Wire):
             socket.send_multipart([b"", raw])
             return _from_zmq(operation, receive(socket))
 
-    def stream(self, fields: Fields, *, timeout_s: float | None = None) -> Generator[pb.InferenceChunk]:
-        message: dict[str, Any] = {"action": "infer", "stream": True, "payload": dict(fields), "request_id": "s"}
+    def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
+        message: dict[str, Any] = {"action": BY_NAME[name].action, "payload": dict(fields), "request_id": "s"}
+        message |= {"stream": True} if "stream" in BY_NAME[name].request.model_fields else {}
         message |= {"timeout_s": timeout_s} if timeout_s else {}
         with self.dealer() as socket:
             socket.send_multipart([b"", json.dumps(message).encode()])
@@ -205,10 +242,11 @@ class Zmq(Wire):
                 told = receive(socket)
                 assert told["request_id"] == "s"
                 if told["result"] is None:
-                    raise Refused(_from_zmq("infer", told))
-                chunk = json_format.ParseDict(told["result"], pb.InferenceChunk())
+                    raise Refused(_from_zmq(name, told))
+                chunk: Any = json_format.ParseDict(told["result"], chunk_of(name)())
                 assert told["done"] is chunk.done
-                assert told["success"] is (not chunk.done or chunk.final.success)
+                cut_short = chunk.done and name == "infer" and not chunk.final.success
+                assert told["success"] is not cut_short
                 yield chunk
                 if chunk.done:
                     # "done" is the last message of the stream: what follows is the answer to the next request.
@@ -276,8 +314,8 @@ def _headers(timeout_s: float | None) -> dict[str, str]:
 def _http(operation: Operation, fields: dict[str, Any]) -> tuple[str, str, bytes | None]:
     route = operation.route
     path = route.path
-    if "{model_name}" in path:
-        path = path.replace("{model_name}", quote(str(fields.pop("model_name", "")), safe=""))
+    for name in re.findall(r"{(\w+)}", path):
+        path = path.replace(f"{{{name}}}", quote(str(fields.pop(name, "")), safe=""))
     query = {name: json.dumps(fields.pop(name)) for name in route.query if name in fields}
     body = json.dumps(fields).encode() if route.method == "POST" else None
     return route.method, f"{path}?{urlencode(query)}" if query else path, body

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from modelops.api.errors import InvalidRequest, ModelOpsError, NotAvailable, NotFound
-from modelops.serving.catalog import Catalog, check_type
+from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound
+from modelops.serving.arrivals import Arrivals
+from modelops.serving.catalog import Catalog, natural_type
+from modelops.serving.gguf import read_header
+from modelops.serving.wishes import Wish
+from modelops.settings import ModelEntry
 from modelops.store.database import open_database
 from modelops.store.models import ModelQueries
+from modelops.store.residents import ResidentQueries
 from support import tiny_gguf
 
 
@@ -24,14 +29,16 @@ def root(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def catalog(root: Path, *more: Path) -> AsyncIterator[Catalog]:
+async def catalog(root: Path, *more: Path, **entries: ModelEntry) -> AsyncIterator[Catalog]:
     """The catalog over the state file beside `root`: leaving and entering again is a restart."""
     database = await open_database(root.parent / "state.db")
+    arrivals = Arrivals()
     try:
-        opened = Catalog(ModelQueries(database), [root, *more])
+        opened = Catalog(ModelQueries(database), ResidentQueries(database), [root, *more], arrivals, entries)
         await opened.open()
         yield opened
     finally:
+        await arrivals.close()
         await database.dispose()
 
 
@@ -43,7 +50,6 @@ async def test_a_label_means_one_file_for_ever(root: Path) -> None:
         tiny_gguf(root / "sub" / "a.gguf", general__name="another")
         assert (await models.register("m", "sub/a.gguf", "llm")).label == "v2"
     async with catalog(root) as models:
-        assert models.active("m").label == "v2"
         assert (await models.register("m", "sub/a.gguf", "llm")).label == "v2"
         tiny_gguf(root / "sub" / "b.gguf")
         assert (await models.register("m", "sub/b.gguf", "llm")).label == "v3"
@@ -94,6 +100,205 @@ async def test_a_file_that_was_replaced_is_the_next_version(root: Path) -> None:
         assert (await models.find("a")).label == "v1"
         tiny_gguf(root / "a.gguf", general__name="another")
         assert (await models.find("a")).label == "v2"
+        assert models.chosen("a") == (2, 1)
+
+
+async def test_a_file_that_is_no_model_any_more_is_no_version(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tiny_gguf(root / "a.gguf")
+    async with catalog(root) as models:
+        whole = file.read_bytes()
+        for length in (0, 10, 1000):  # as while it is being written again
+            file.write_bytes(whole[:length])
+            assert (await models.find("a")).label == "v1"
+        assert "'a.gguf' is no usable GGUF file" in caplog.text
+        file.write_bytes(whole)
+        assert (await models.find("a")).label == "v2"
+        file.unlink()
+        assert (await models.find("a")).label == "v2"  # that it is gone is told when it is loaded
+
+
+# --- which one answers ---
+async def two_versions(models: Catalog, root: Path) -> None:
+    """The model `m` with v1, which is active, and v2."""
+    for name in ("one", "two"):
+        tiny_gguf(root / "sub" / f"{name}.gguf", general__name=name)
+        await models.register("m", f"sub/{name}.gguf", "llm")
+
+
+async def test_the_first_version_answers_until_another_is_activated(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        assert models.active("m").label == "v1"
+        assert models.chosen("m") == (1, 0)
+        with pytest.raises(Conflict, match="no other version active before"):
+            models.previous("m")
+    async with catalog(root) as models:  # a restart changes nothing
+        assert models.chosen("m") == (1, 0)
+        await models.activate(models.version("m", "v2"))
+        assert models.chosen("m") == (2, 1)
+    async with catalog(root) as models:
+        assert models.active("m").label == "v2"
+        assert models.previous("m").label == "v1"
+        await models.activate(models.previous("m"))
+        assert models.chosen("m") == (1, 2)
+        await models.activate(models.active("m"))  # it is so already
+        assert models.chosen("m") == (1, 2)
+
+
+async def test_a_version_is_found_by_its_label_while_its_file_is_as_it_was(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        assert models.version("m", "v2").file.name == "two.gguf"
+        with pytest.raises(NotFound, match="'m' has no version 'v3'; it has v1, v2"):
+            models.version("m", "v3")
+        with pytest.raises(NotFound, match="there is no model 'n'"):
+            models.version("n", "v1")
+        tiny_gguf(root / "sub" / "two.gguf", general__name="another")
+        with pytest.raises(Conflict, match=r"the file of 'm' v2 was replaced: 'sub/two\.gguf'"):
+            models.version("m", "v2")
+        (root / "sub" / "two.gguf").unlink()
+        with pytest.raises(NotFound, match=r"the file of 'm' v2 is gone: 'sub/two\.gguf'"):
+            models.version("m", "v2")
+
+
+async def test_versions_are_told_in_order_with_what_is_known_of_them(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        first, second = models.versions("m")
+        assert (first.label, second.label) == ("v1", "v2")
+        assert first.size == first.file.stat().st_size
+        assert first.mtime_ns == first.file.stat().st_mtime_ns
+        assert 0 < first.registered_at <= second.registered_at
+        assert models.known(second) == second
+        known = await models.digest(second)
+        assert models.known(second) == known != second
+
+
+async def test_one_file_served_as_another_type_is_another_version(root: Path) -> None:
+    tiny_gguf(root / "m.gguf")
+    async with catalog(root) as models:
+        vectors = await models.retyped(models.active("m"), "embedding")
+        assert (vectors.label, vectors.model_type, vectors.file.name) == ("v2", "embedding", "m.gguf")
+        assert await models.retyped(vectors, "embedding") == vectors
+        assert (await models.register("m", "m.gguf", "llm")).label == "v1"
+        assert models.active("m").model_type == "llm"
+        await models.activate(vectors)
+        assert (await models.find("m")).model_type == "embedding"  # what is asked for by name stays what it is
+
+
+# --- removing ---
+async def test_a_removed_version_is_forgotten_and_its_number_is_never_given_again(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        second = models.version("m", "v2")
+        freed = await models.remove([second])
+        assert freed == second.size
+        assert not second.file.exists()
+        assert [version.label for version in models.versions("m")] == ["v1"]
+        tiny_gguf(second.file, general__name="two")
+        assert (await models.register("m", "sub/two.gguf", "llm")).label == "v3"
+    async with catalog(root) as models:
+        assert [version.label for version in models.versions("m")] == ["v1", "v3"]
+        await models.remove(models.versions("m"))
+        assert models.names() == []
+        assert list(root.rglob("*.gguf")) == []
+    async with catalog(root) as models:
+        assert models.names() == []
+        tiny_gguf(root / "m.gguf")
+        assert (await models.find("m")).label == "v4"
+        assert models.chosen("m") == (4, 0)
+
+
+async def test_only_the_coordinators_own_files_are_deleted(root: Path) -> None:
+    second = root.parent / "second"
+    theirs = tiny_gguf(second / "theirs.gguf")
+    async with catalog(root, second) as models:
+        assert await models.remove(models.versions("theirs")) == 0
+        assert theirs.exists()
+        assert models.names() == []
+        with pytest.raises(NotFound):  # it was forgotten, though its file is there
+            await models.find("theirs")
+        assert (await models.register("theirs", "theirs.gguf", "llm")).label == "v2"
+
+
+async def test_a_file_that_another_version_needs_stays(root: Path) -> None:
+    file = tiny_gguf(root / "m.gguf")
+    async with catalog(root) as models:
+        other = await models.register("other", "m.gguf", "llm")
+        vectors = await models.retyped(models.active("m"), "embedding")
+        assert await models.remove([vectors]) == 0
+        assert await models.remove([other]) == 0
+        assert file.exists()
+        size = file.stat().st_size
+        assert await models.remove(models.versions("m")) == size
+        assert not file.exists()
+
+
+async def test_all_parts_of_a_split_model_are_deleted(root: Path) -> None:
+    files = [tiny_gguf(root / "sub" / f"big-0000{number}-of-00002.gguf") for number in (1, 2)]
+    async with catalog(root) as models:
+        version = await models.register("big", f"sub/{files[0].name}", "llm")
+        size = sum(file.stat().st_size for file in files)
+        assert await models.remove([version]) == size
+        assert not any(file.exists() for file in files)
+
+
+async def test_whoever_looks_while_all_versions_are_removed_finds_the_active_one_or_none(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        removing = asyncio.gather(models.remove(models.versions("m")))
+        while not removing.done():
+            if models.names():
+                assert models.active("m").label == "v1"
+            await asyncio.sleep(0)
+        await removing
+        assert models.names() == []
+
+
+async def test_pruning_forgets_versions_whose_file_is_gone_and_keeps_the_active_one(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        assert await models.prune() == ([], 0)
+        for name in ("one", "two"):
+            (root / "sub" / f"{name}.gguf").unlink()
+        assert await models.prune() == (["m v2"], 0)
+        assert [version.label for version in models.versions("m")] == ["v1"]
+
+
+# --- the catalogue file ---
+async def test_a_model_that_the_catalogue_names_is_registered_on_first_use(root: Path) -> None:
+    tiny_gguf(root / "sub" / "a.gguf")
+    entry = ModelEntry(
+        file="sub/a.gguf", type="embedding", context_length=512, slots=2, keep_alive=5.0, pin=True, aliases=("x", "y")
+    )
+    async with catalog(root, m=entry, later=ModelEntry(preload=True)) as models:
+        assert models.names() == []
+        assert models.resolve("x") == models.resolve("y") == models.resolve("m") == "m"
+        assert models.resolve("z") == "z"
+        version = await models.find("m")
+        assert (version.label, version.model_type, version.shown_path) == ("v1", "embedding", "sub/a.gguf")
+        assert models.wish("m") == Wish(context_length=512, slots=2, keep_alive_s=5.0, pinned=True)
+        assert models.wish("other") == Wish()
+        assert (models.entry("m"), models.entry("other")) == (entry, ModelEntry())
+        assert models.preloaded() == ["later"]
+        with pytest.raises(NotFound, match="did you mean 'later'"):
+            await models.find("laterr")
+
+
+@pytest.mark.parametrize(
+    ("entries", "kind"),
+    [
+        ({}, "llm"),
+        ({"llama__pooling_type": 0}, "llm"),
+        ({"llama__pooling_type": 1}, "embedding"),
+        ({"llama__pooling_type": 4}, "reranker"),
+    ],
+)
+async def test_a_file_is_registered_as_what_it_says_of_itself(root: Path, entries: dict[str, int], kind: str) -> None:
+    file = tiny_gguf(root / "m.gguf", **entries)
+    assert natural_type(read_header(file)) == kind
+    async with catalog(root) as models:
+        assert models.active("m").model_type == kind
 
 
 # --- paths ---
@@ -146,7 +351,6 @@ async def test_a_path_that_leads_outside_is_refused_whether_or_not_there_is_some
         pytest.param("x/" * 2045, InvalidRequest, "no path", id="long path"),
         pytest.param("loop.gguf", InvalidRequest, "no path", id="link to itself"),
         pytest.param("ftp://host/m.gguf", InvalidRequest, "no such kind of source", id="unknown source"),
-        pytest.param("hf://org/repo/m.gguf", NotAvailable, "pypi:// only", id="source of a later release"),
     ],
 )
 async def test_what_is_no_model_file_is_refused_without_its_folder(
@@ -241,12 +445,5 @@ async def test_a_file_that_is_there_with_the_right_digest_is_not_fetched_again(r
 async def test_a_file_that_is_there_is_not_replaced_by_one_of_unknown_content(root: Path) -> None:
     tiny_gguf(root / "m.gguf")
     async with catalog(root) as models:
-        with pytest.raises(InvalidRequest, match="already under the model roots"):
+        with pytest.raises(Conflict, match="already under the model roots"):
             await models.register("m", "pypi://no-such-package/m.gguf", "llm")
-
-
-def test_types_of_a_later_release_are_refused() -> None:
-    check_type("llm")
-    for kind in ("embedding", "reranker"):
-        with pytest.raises(NotAvailable, match=kind):
-            check_type(kind)

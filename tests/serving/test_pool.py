@@ -1,4 +1,4 @@
-"""The pool with real engine processes: leases, joins, crashes, unloads, and that nothing is left."""
+"""The pool with real engine processes: leases, joins, crashes, unloads, evictions, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,83 +21,32 @@ from modelops.api.errors import (
     NotFound,
     Overloaded,
 )
-from modelops.engines.base import Prompt
-from modelops.serving.catalog import Catalog
-from modelops.serving.pool import Lease, Pool, View
-from modelops.serving.tuning import Wish
+from modelops.serving.catalog import Version
+from modelops.serving.placement import HOST, MB, Plan
+from modelops.serving.wishes import Wish
 from modelops.settings import Settings
-from modelops.store.database import open_database
-from modelops.store.models import ModelQueries
+from serving.house import PROMPT, House, house
 from support import FAKE_ENGINE, tiny_gguf
 
-PROMPT = Prompt(text="Hello", system="", raw=False, max_tokens=3, temperature=0.0, top_p=0.9, stop=(), seed=None)
 Section = dict[str, Any]
-
-
-class House:
-    """A pool with the models `a` and `b`, two slots each, and what tests do with it."""
-
-    def __init__(self, pool: Pool, catalog: Catalog, models: Path, starts: Path) -> None:
-        self.pool = pool
-        self.catalog = catalog
-        self.models = models
-        self._starts = starts
-        self._others = set(psutil.Process().children(recursive=True))  # of other tests
-
-    def processes(self) -> set[psutil.Process]:
-        """Every process that the pool has started and that is still there."""
-        return set(psutil.Process().children(recursive=True)) - self._others
-
-    @property
-    def starts(self) -> int:
-        """How often an engine has been started."""
-        return len(self._starts.read_text().splitlines()) if self._starts.exists() else 0
-
-    def lease(self, name: str = "a", seconds: float = 20.0) -> AbstractAsyncContextManager[Lease]:
-        return self.pool.lease(name, asyncio.get_running_loop().time() + seconds)
-
-    async def ask(self, name: str = "a", seconds: float = 20.0, **changes: Any) -> str:
-        """One request; the whole answer."""
-        async with self.lease(name, seconds) as lease:
-            pieces = [piece.text async for piece in lease.generate(replace(PROMPT, **changes))]
-        return "".join(pieces)
-
-    async def load(self, name: str = "a", seconds: float = 20.0) -> View:
-        return await self.pool.load(self.catalog.active(name), Wish(), asyncio.get_running_loop().time() + seconds)
-
-    async def unload(self, name: str = "a", *, force: bool = False, seconds: float = 20.0) -> int:
-        return await self.pool.unload(name, force=force, deadline=asyncio.get_running_loop().time() + seconds)
-
-    async def until(self, condition: Callable[[View], object], name: str = "a") -> View:
-        """Wait until the model's view is as wanted."""
-        while not condition(view := self.pool.view(name)):
-            await asyncio.sleep(0.005)
-        return view
-
-
 Make = Callable[..., Awaitable[House]]
 
 
 @pytest.fixture
 async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    """Makes a house whose engines behave as told. At the end, nothing of it may be left."""
+    """Makes a house with the models `a` and `b`, two slots each, whose engines behave as told. At the end, nothing of
+    it may be left."""
     before = psutil.Process().children(recursive=True)
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(behaviour: Section | None = None, *, engine: Section | None = None, **sections: Any) -> House:
             starts = tmp_path / "starts"
             monkeypatch.setenv("FAKE_ENGINE", json.dumps({"count_file": str(starts)} | (behaviour or {})))
-            engine = {"executable": str(FAKE_ENGINE), "slots": 2, "threads": 1, "stop_timeout_s": 2.0} | (engine or {})
-            settings = Settings.model_validate({"data_dir": tmp_path, "engine": engine, **sections})
+            fake = {"executable": str(FAKE_ENGINE), "slots": 2, "threads": 1, "stop_timeout_s": 2.0, "probe": False}
+            settings = Settings.model_validate({"data_dir": tmp_path, "engine": fake | (engine or {}), **sections})
             for name in ("a", "b"):
                 tiny_gguf(settings.models_dir / f"{name}.gguf")
-            database = await open_database(tmp_path / "state.db")
-            stack.push_async_callback(database.dispose)
-            catalog = Catalog(ModelQueries(database), [settings.models_dir])
-            await catalog.open()
-            pool = Pool(settings, catalog, tmp_path)
-            stack.push_async_callback(pool.close)
-            return House(pool, catalog, settings.models_dir, starts)
+            return await stack.enter_async_context(house(tmp_path, settings, starts))
 
         yield make
     assert psutil.Process().children(recursive=True) == before
@@ -113,7 +60,7 @@ async def test_the_first_lease_loads_the_model(make: Make) -> None:
     assert await house.ask() == "w0 w1 w2 "
     view = house.pool.view("a")
     assert (view.status, view.slots, view.active, view.queued) == ("loaded", 2, 0, 0)
-    assert view.memory_mb > 0
+    assert view.memory[HOST] > 0
     assert view.last_used_at and view.loaded_at and view.last_used_at >= view.loaded_at
 
 
@@ -134,23 +81,22 @@ async def test_two_models_are_served_side_by_side(make: Make) -> None:
         assert (one.version.model_name, other.version.model_name) == ("a", "b")
         assert one.engine.pid != other.engine.pid
     assert [view.status for view in house.pool.views()] == ["loaded", "loaded"]
-    assert house.pool.reserved_bytes() > 2 * 80 * 2**20
+    assert house.reserved == sum(view.memory[HOST] for view in house.pool.views()) > 2 * 30 * MB
 
 
-async def test_what_does_not_fit_is_refused_with_the_bill(make: Make) -> None:
-    house = await make(memory={"budget_mb": 120})
-    await house.ask("a")
-    with pytest.raises(InsufficientMemory) as caught:
-        await house.ask("b")
+async def test_what_does_not_fit_beside_a_busy_model_is_refused_with_the_bill(make: Make) -> None:
+    house = await make(memory={"budget_mb": 70})
+    async with house.lease("a"):
+        with pytest.raises(InsufficientMemory) as caught:
+            await house.ask("b")
+        held = house.pool.view("a").memory[HOST] // MB
     bill = caught.value.details
-    held = int(bill["held_mb.a"])
-    assert 80 < held < 120
+    assert int(bill["held_mb.a"]) == int(bill["reserved_mb"]) == held
+    assert int(bill["evictable_mb"]) == 0
     assert int(bill["needed_mb"]) > int(bill["free_mb"])
-    assert 120 - held - 1 <= int(bill["free_mb"]) <= 120 - held
-    assert int(bill["reserved_mb"]) == int(bill["evictable_mb"]) == held
+    assert 70 - held - 1 <= int(bill["free_mb"]) <= 70 - held
     assert f"'a' {held} MB" in caught.value.message
-    await house.unload("a")
-    assert await house.ask("b") == "w0 w1 w2 "
+    assert house.pool.view("b").status == "available"
 
 
 async def test_an_unknown_model_is_told_so(make: Make) -> None:
@@ -174,7 +120,7 @@ async def test_a_load_that_fails_is_kept_with_its_reason(make: Make) -> None:
             await house.ask()
     assert house.pool.view("a").status == "failed"
     assert "out of luck" in house.pool.view("a").message
-    assert house.pool.reserved_bytes() == 0
+    assert house.reserved == 0
     assert house.starts == 1
 
 
@@ -183,12 +129,173 @@ async def test_a_model_that_is_loaded_again_is_the_version_that_is_active_then(m
     async with house.lease() as lease:
         assert lease.version.label == "v1"
     tiny_gguf(house.models / "a.v2.gguf", llama__context_length=512)
-    await house.catalog.register("a", "a.v2.gguf", "llm")
+    await house.catalog.activate(await house.catalog.register("a", "a.v2.gguf", "llm"))
     async with house.lease() as lease:
         assert lease.version.label == "v1"  # what is loaded stays
     await house.unload()
     async with house.lease() as lease:
         assert (lease.version.label, lease.engine.spec.context_length) == ("v2", 512)
+
+
+async def test_a_model_is_run_as_it_was_wished_and_stays_so(make: Make) -> None:
+    house = await make()
+    await house.load(context_length=512, slots=3, cache_type="q8_0", pinned=True)
+    for _ in range(2):
+        view = house.pool.view("a")
+        assert (view.context_length, view.slots, view.cache_type, view.pinned) == (512, 3, "q8_0", True)
+        await house.unload()
+        await house.ask()  # which loads it again, as it was wished last
+
+
+async def test_a_preview_tells_what_a_load_would_do_and_does_nothing(make: Make) -> None:
+    house = await make()
+    build, plan = await house.pool.preview(house.catalog.active("a"), Wish(context_length=512, slots=1))
+    assert isinstance(plan, Plan)
+    assert (build.tuned.spec.context_length, build.tuned.spec.slots) == (512, 1)
+    assert (house.reserved, house.starts, house.pool.view("a").status) == (0, 0, "available")
+    view = await house.load(context_length=512, slots=1)
+    assert view.memory[HOST] >= plan.layout.reserve[HOST]
+
+
+# --- memory ---
+async def test_an_idle_model_makes_room_for_another(make: Make) -> None:
+    house = await make(memory={"budget_mb": 70})
+    for name, other in (("a", "b"), ("b", "a"), ("a", "b")):
+        assert await house.ask(name) == "w0 w1 w2 "
+        assert (house.pool.view(name).status, house.pool.view(other).status) == ("loaded", "available")
+        assert house.reserved == house.pool.view(name).memory[HOST]
+    assert len(house.processes()) == 2  # one engine and its guard
+
+
+async def test_a_pinned_model_is_not_evicted(make: Make) -> None:
+    house = await make(memory={"budget_mb": 70})
+    await house.load("a", pinned=True)
+    with pytest.raises(InsufficientMemory):
+        await house.ask("b")
+    await house.unload("a")
+    assert await house.ask("b") == "w0 w1 w2 "
+
+
+async def test_memory_can_be_borrowed_for_what_is_no_model(make: Make) -> None:
+    house = await make(memory={"budget_mb": 70})
+    await house.ask("a")
+    async with house.pool.borrow("a copy", 60 * MB):  # the idle model goes for it
+        assert house.pool.view("a").status == "available"
+        assert house.reserved == 60 * MB
+        with pytest.raises(InsufficientMemory, match="'a copy' 60 MB"):
+            await house.ask("b")
+    assert await house.ask("b") == "w0 w1 w2 "
+
+
+# --- how long a model stays ---
+async def test_a_model_goes_when_its_keep_alive_is_over(make: Make) -> None:
+    house = await make(models={"keep_alive": 0.2})
+    await house.load()
+    assert house.pool.view("a").expires_at  # counted from the load, where nobody asks
+    await house.until(lambda view: view.status == "available")
+    assert (house.reserved, house.processes()) == (0, set())
+
+
+async def test_keep_alive_counts_from_the_end_of_the_last_request(make: Make) -> None:
+    house = await make({"token_s": 0.1}, models={"keep_alive": 0.2})
+    assert await house.ask(max_tokens=5) == "w0 w1 w2 w3 w4 "  # which takes longer than it stays
+    ended = asyncio.get_running_loop().time()
+    assert house.pool.view("a").status == "loaded"
+    await house.until(lambda view: view.status != "loaded")
+    assert asyncio.get_running_loop().time() - ended >= 0.15
+    assert house.starts == 1
+
+
+async def test_a_requests_own_keep_alive_holds_until_the_next_request(make: Make) -> None:
+    house = await make(models={"keep_alive": 0})
+    await house.ask(keep_alive_s=-1)
+    assert (house.pool.view("a").status, house.pool.view("a").expires_at) == ("loaded", None)
+    await house.ask(keep_alive_s=300)
+    assert house.pool.view("a").expires_at
+    await house.ask()
+    await house.until(lambda view: view.status == "available")
+    assert house.starts == 1
+
+
+async def test_no_keep_alive_ends_a_pinned_model(make: Make) -> None:
+    house = await make(models={"keep_alive": 0})
+    await house.load(pinned=True)
+    await house.ask(keep_alive_s=0)
+    view = house.pool.view("a")
+    assert (view.status, view.pinned, view.expires_at) == ("loaded", True, None)
+
+
+# --- another version ---
+async def second(house: House, **entries: Any) -> Version:
+    """The version v2 of `a`."""
+    tiny_gguf(house.models / "sub" / "two.gguf", general__name="two", **entries)
+    return await house.catalog.register("a", "sub/two.gguf", "llm")
+
+
+def soon() -> float:
+    return asyncio.get_running_loop().time() + 20.0
+
+
+async def test_a_swap_costs_no_request_and_the_old_engine_ends_with_its_last(make: Make) -> None:
+    house = await make({"token_s": 0.05})
+    await house.load(context_length=512, keep_alive_s=60.0, pinned=True)
+    version = await second(house)
+    async with house.lease() as lease:
+        old = lease.engine
+        view = await house.pool.swap(version, drain_first=False, deadline=soon())
+        assert (view.version.label, view.context_length, view.pinned) == ("v2", 512, True)
+        assert (house.starts, len(house.processes())) == (2, 4)
+        async with house.lease() as other:
+            assert other.version.label == "v2"
+            assert other.engine.pid == house.pool.view("a").engine_pid != old.pid
+        assert "".join([piece.text async for piece in lease.generate(PROMPT)]) == "w0 w1 w2 "
+        assert lease.version.label == "v1"
+    while len(house.processes()) > 2:
+        await asyncio.sleep(0.005)
+    assert house.reserved == house.pool.view("a").memory[HOST]
+
+
+async def test_a_swap_that_drains_first_makes_newcomers_wait(make: Make) -> None:
+    house = await make({"token_s": 0.05})
+    await house.load()
+    version = await second(house)
+    asked = asyncio.create_task(house.ask())
+    await house.until(lambda view: view.active == 1)
+    swapping = asyncio.create_task(house.pool.swap(version, drain_first=True, deadline=soon()))
+    await house.until(lambda view: view.status == "unloading")
+    async with house.lease() as lease:
+        assert lease.version.label == "v2"
+    assert await asked == "w0 w1 w2 "
+    assert (await swapping).version.label == "v2"
+    assert (house.starts, len(house.processes())) == (2, 2)
+
+
+async def test_a_swap_that_fails_leaves_the_present_version_serving(make: Make) -> None:
+    house = await make({"load_fails": ["", "error: out of luck"]})
+    await house.load()
+    with pytest.raises(EngineFailed, match="out of luck"):
+        await house.pool.swap(await second(house), drain_first=False, deadline=soon())
+    view = house.pool.view("a")
+    assert (view.status, view.version.label) == ("loaded", "v1")
+    assert await house.ask() == "w0 w1 w2 "
+    assert house.reserved == view.memory[HOST]
+
+
+async def test_two_versions_that_do_not_fit_side_by_side_are_told_what_helps(make: Make) -> None:
+    house = await make(memory={"budget_mb": 70})
+    await house.load()
+    version = await second(house)
+    with pytest.raises(InsufficientMemory, match="drain_first") as caught:
+        await house.pool.swap(version, drain_first=False, deadline=soon())
+    assert int(caught.value.details["needed_mb"]) > int(caught.value.details["free_mb"])
+    assert house.pool.view("a").version.label == "v1"
+    assert (await house.pool.swap(version, drain_first=True, deadline=soon())).version.label == "v2"
+
+
+async def test_what_is_not_loaded_is_not_swapped(make: Make) -> None:
+    house = await make()
+    with pytest.raises(Conflict, match="not loaded"):
+        await house.pool.swap(await second(house), drain_first=False, deadline=soon())
 
 
 # --- slots ---
@@ -283,13 +390,13 @@ async def test_unload_waits_for_requests_in_flight(make: Make) -> None:
     house = await make({"token_s": 0.05})
     answer = asyncio.create_task(house.ask())
     await house.until(lambda view: view.active == 1)
-    held = house.pool.reserved_bytes()
+    held = house.reserved
     unloading = asyncio.create_task(house.unload())
     await house.until(lambda view: view.status == "unloading")
     assert await answer == "w0 w1 w2 "
     assert await unloading == held
     assert house.pool.view("a").status == "available"
-    assert house.pool.reserved_bytes() == 0
+    assert house.reserved == 0
     with pytest.raises(Conflict):
         await house.unload()
 
@@ -328,7 +435,7 @@ async def test_unload_by_force_ends_a_load(make: Make) -> None:
         with pytest.raises(Overloaded):
             await waiting
     assert house.pool.view("a").status == "available"
-    assert house.pool.reserved_bytes() == 0
+    assert house.reserved == 0
     assert not house.processes()
 
 

@@ -6,23 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelops.api.errors import EngineFailed, NotAvailable, NotFound
+from modelops.api.errors import EngineFailed, NotFound
+from modelops.api.types import ModelType
 from modelops.engines.llama_cpp import automatic_batch
 from modelops.serving.catalog import Version
-from modelops.serving.devices import usable_cores
-from modelops.serving.tuning import Tuned, Wish, tune
+from modelops.serving.placement import HOST, Layout
+from modelops.serving.tuning import Tuned, laid_out, need_of, tune
+from modelops.serving.wishes import Wish
 from modelops.settings import EngineSettings
 from support import FAKE_ENGINE, tiny_gguf
 
 GB = 2**30
+CORES = 2
 
 
-def version(file: Path) -> Version:
-    return Version("m", 1, "llm", file, file.name, "")
+def version(file: Path, model_type: ModelType = "llm") -> Version:
+    return Version("m", 1, model_type, file, file.name, "")
 
 
-def tuned(file: Path, wish: Wish = Wish(), **settings: object) -> Tuned:  # noqa: B008 - frozen
-    return tune(version(file), wish, EngineSettings.model_validate(settings))
+def tuned(
+    file: Path,
+    wish: Wish = Wish(),  # noqa: B008 - frozen
+    *,
+    model_type: ModelType = "llm",
+    gpus: bool = False,
+    **settings: object,
+) -> Tuned:
+    return tune(version(file, model_type), wish, EngineSettings.model_validate(settings), CORES, gpus=gpus)
 
 
 @pytest.fixture
@@ -42,20 +52,85 @@ def test_a_model_that_names_no_context_gets_the_configured_one(tmp_path: Path) -
     assert tuned(file, context_length=8192).spec.context_length == 8192
 
 
-@pytest.mark.parametrize(("asked", "engine"), [(0, -1), (-1, 0), (1, 1), (99, 99)])
-def test_gpu_layers_in_the_engines_own_words(tiny: Path, asked: int, engine: int) -> None:
-    assert tuned(tiny, Wish(gpu_layers=asked)).spec.gpu_layers == engine
+def test_a_wish_wins_over_the_settings(tiny: Path) -> None:
+    wish = Wish(context_length=512, slots=7, cache_type="q8_0")
+    spec = tuned(tiny, wish, context_length=1024, slots=2, cache_type="q4_0").spec
+    assert (spec.context_length, spec.slots, spec.cache_type) == (512, 7, "q8_0")
+    spec = tuned(tiny, Wish(), context_length=1024, slots=2, cache_type="q4_0").spec
+    assert (spec.context_length, spec.slots, spec.cache_type) == (1024, 2, "q4_0")
 
 
-def test_quantised_weights_are_served_as_they_are(tiny: Path) -> None:
-    assert tuned(tiny, Wish(quantization=True)) == tuned(tiny)
+def test_without_gpus_the_engine_decides_about_layers(tiny: Path) -> None:
+    for wish in (Wish(), Wish(gpu_layers=-1), Wish(gpu_layers=9)):
+        spec = tuned(tiny, wish).spec
+        assert (spec.gpu_layers, spec.tensor_split) == (-1, ())
+        assert laid_out(spec, Layout({HOST: 1})) == spec
 
 
-def test_full_weights_are_not_quantised_in_this_release(tmp_path: Path) -> None:
-    file = tiny_gguf(tmp_path / "full.gguf", tensor_type=1)
-    with pytest.raises(NotAvailable, match="not quantised"):
-        tuned(file, Wish(quantization=True))
-    assert tuned(file).spec.file == file
+@pytest.mark.parametrize(
+    ("split", "layers", "told"), [((0,), 0, ()), ((3,), 3, (3,)), ((2, 1), 3, (2, 1)), ((0, 0), 0, ())]
+)
+def test_with_gpus_the_engine_is_told_where_each_layer_goes(
+    tiny: Path, split: tuple[int, ...], layers: int, told: tuple[int, ...]
+) -> None:
+    spec = laid_out(tuned(tiny, gpus=True).spec, Layout({HOST: 1}, split))
+    assert (spec.gpu_layers, spec.tensor_split) == (layers, told)
+
+
+def test_what_serves_answers_embeds_or_scores_by_its_models_type(tiny: Path) -> None:
+    specs = {kind: tuned(tiny, model_type=kind, context_length=1024).spec for kind in ("llm", "embedding", "reranker")}
+    assert {kind: spec.task for kind, spec in specs.items()} == {
+        "llm": "generate",
+        "embedding": "embed",
+        "reranker": "rerank",
+    }
+    # A text to embed or to score is computed in one step, which therefore takes as long a one as there may be.
+    assert [specs[kind].step_size for kind in ("embedding", "reranker")] == [1024, 1024]
+    assert specs["llm"].step_size <= 512
+
+
+@pytest.mark.parametrize(("pooling", "asked"), [(None, "mean"), (0, "mean"), (1, ""), (2, "")])
+def test_a_model_that_pools_nothing_gives_the_mean_of_its_tokens(
+    tmp_path: Path, pooling: int | None, asked: str
+) -> None:
+    named = {} if pooling is None else {"llama__pooling_type": pooling}
+    file = tiny_gguf(tmp_path / "m.gguf", **named)
+    assert tuned(file, model_type="embedding").spec.pooling == asked
+    assert tuned(file).spec.pooling == ""
+
+
+# --- smaller ways, for a bill ---
+def test_smaller_ways_are_groups_of_one_setting_each_the_largest_first(tiny: Path) -> None:
+    found = tuned(tiny, context_length=2048, slots=4)
+    names = [list(dict.fromkeys(name for name, _ in group)) for group in found.alternatives]
+    assert names == [
+        ["context_length 1024", "context_length 512"],
+        ["slots 2", "slots 1"],
+        ["cache_type q8_0"],
+        [f"context_length {context}, slots 1 and cache_type q8_0" for context in (1024, 512)],
+    ]
+    for group in found.alternatives:
+        sizes = [need.total for _, need in group]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] < found.need.total
+
+
+def test_a_smaller_way_followed_needs_what_it_said(tiny: Path) -> None:
+    contexts, slots, caches, _ = tuned(tiny, context_length=2048, slots=4).alternatives
+    assert tuned(tiny, Wish(context_length=1024), context_length=2048, slots=4).need == contexts[0][1]
+    assert tuned(tiny, Wish(slots=1), context_length=2048, slots=4).need == slots[1][1]
+    assert tuned(tiny, Wish(cache_type="q8_0"), context_length=2048, slots=4).need == caches[0][1]
+
+
+def test_what_is_as_small_as_can_be_has_no_smaller_way(tiny: Path) -> None:
+    smallest = Wish(context_length=256, slots=1, cache_type="q4_0")
+    assert [way for group in tuned(tiny, smallest).alternatives for way in group] == []
+
+
+def test_the_need_is_that_of_the_spec(tiny: Path) -> None:
+    found = tuned(tiny, cache_ram_mb=10)
+    assert found.need == need_of(found.header, found.spec)
+    assert found.need.total - tuned(tiny).need.total == 10 * 2**20
 
 
 def test_a_file_that_is_gone_is_not_found_and_its_folder_stays_unknown(tiny: Path) -> None:
@@ -81,9 +156,13 @@ def test_settings_are_obeyed(tiny: Path) -> None:
 
 def test_zero_means_what_suits_this_machine(tiny: Path) -> None:
     spec = tuned(tiny).spec
-    assert spec.threads == usable_cores()
-    assert spec.batch_size == automatic_batch(tiny.stat().st_size, usable_cores(), on_gpu=False)
-    assert tuned(tiny, Wish(gpu_layers=9), threads=1).spec.batch_size == 2048
+    assert spec.threads == CORES
+    assert spec.batch_size == automatic_batch(tiny.stat().st_size, CORES, on_gpu=False)
+    with tiny.open("r+b") as file:
+        file.truncate(GB)
+    assert tuned(tiny).spec.batch_size == 32
+    assert tuned(tiny, gpus=True).spec.batch_size == 2048
+    assert tuned(tiny, Wish(gpu_layers=-1), gpus=True).spec.batch_size == 32
 
 
 def test_an_engine_that_is_no_program_is_refused_without_its_folder(tiny: Path) -> None:

@@ -138,6 +138,19 @@ def test_a_load_that_is_not_waited_for_is_202_and_the_state_tells_the_rest(
     assert http.delete("/models/other").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("?dry_run=true", {}), ("", {"dry_run": True}), ("?wait=false&dry_run=true", {})],
+    ids=["query", "body", "not waited for"],
+)
+def test_a_load_that_is_only_thought_of_creates_nothing(query: str, field: dict[str, bool], http: httpx.Client) -> None:
+    http.delete("/models/other?force=true")
+    response = http.post(f"/models{query}", json={"model_name": "other"} | field)
+    assert response.status_code == 200, response.text
+    assert response.json()["plan"]["devices"]
+    assert http.get("/models/other").json()["status"] == "available"
+
+
 @pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", "1,5"])
 def test_a_deadline_that_is_no_number_of_seconds_is_refused(given: str, http: httpx.Client) -> None:
     refused(http.get("/health", headers={"X-Request-Timeout": given}), 400, "invalid_request", "X-Request-Timeout")

@@ -108,6 +108,10 @@ class InsufficientMemory(ModelOpsError):
     code = "insufficient_memory"
 
 
+class DiskFull(InsufficientMemory):
+    """The disk has no room for a file; `details` hold `resource` "disk", and the bytes where they are known."""
+
+
 class NotAvailable(ModelOpsError):
     """This release does not do that yet."""
 
@@ -120,5 +124,5 @@ def _leaves(cls: type[ModelOpsError]) -> list[type[ModelOpsError]]:
 
 #: code → the class that a client raises for it.
 BY_CODE: dict[str, type[ModelOpsError]] = {
-    cls.code: cls for cls in reversed(_leaves(ModelOpsError)) if cls not in (ModelOpsError, AlreadyLoaded)
+    cls.code: cls for cls in reversed(_leaves(ModelOpsError)) if cls not in (ModelOpsError, AlreadyLoaded, DiskFull)
 }

@@ -26,6 +26,15 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """An answer in chunks, by the coordinator's `method`: always, or where the request says `stream`."""
+
+    method: str
+    chunk: type[types.Response]
+    always: bool = False
+
+
+@dataclass(frozen=True)
 class Operation:
     """One thing that a caller can ask for.
 
@@ -42,9 +51,34 @@ class Operation:
     rpcs: Mapping[str, Mapping[str, Any]]
     action: str
     stream_rpc: str | None = None
+    stream: Stream | None = None
     errors: tuple[str, ...] = ()
     tags: tuple[str, ...] = field(default=("models",))
 
+
+_ASKING = (
+    "invalid_request",
+    "not_found",
+    "conflict",
+    "too_large",
+    "rate_limited",
+    "engine_failed",
+    "overloaded",
+    "deadline_exceeded",
+    "insufficient_memory",
+    "not_implemented",
+)
+_ACTIVATING = (
+    "invalid_request",
+    "not_found",
+    "conflict",
+    "too_large",
+    "engine_failed",
+    "overloaded",
+    "deadline_exceeded",
+    "insufficient_memory",
+    "not_implemented",
+)
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -56,17 +90,33 @@ OPERATIONS: tuple[Operation, ...] = (
         route=Route("POST", "/inference"),
         rpcs={"Infer": {}},
         stream_rpc="InferStream",
+        stream=Stream("infer_stream", types.InferenceChunk),
         action="infer",
-        errors=(
-            "invalid_request",
-            "not_found",
-            "too_large",
-            "rate_limited",
-            "engine_failed",
-            "overloaded",
-            "deadline_exceeded",
-            "insufficient_memory",
-        ),
+        errors=_ASKING,
+        tags=("inference",),
+    ),
+    Operation(
+        name="embed",
+        summary="Texts as vectors",
+        request=types.EmbedRequest,
+        response=types.EmbedResponse,
+        scope="infer",
+        route=Route("POST", "/embeddings"),
+        rpcs={"Embed": {}},
+        action="embed",
+        errors=_ASKING,
+        tags=("inference",),
+    ),
+    Operation(
+        name="rerank",
+        summary="Documents by how well they answer a query",
+        request=types.RerankRequest,
+        response=types.RerankResponse,
+        scope="infer",
+        route=Route("POST", "/rerank"),
+        rpcs={"Rerank": {}},
+        action="rerank",
+        errors=_ASKING,
         tags=("inference",),
     ),
     Operation(
@@ -86,7 +136,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=types.ModelLoadRequest,
         response=types.ModelLoadReply,
         scope="models",
-        route=Route("POST", "/models", status=201, query=("wait",)),
+        route=Route("POST", "/models", status=201, query=("wait", "dry_run")),
         rpcs={"LoadModel": {}},
         action="load_model",
         errors=(
@@ -122,6 +172,105 @@ OPERATIONS: tuple[Operation, ...] = (
         rpcs={"UnloadModel": {}},
         action="unload_model",
         errors=("invalid_request", "not_found", "conflict", "deadline_exceeded"),
+    ),
+    Operation(
+        name="watch_model",
+        summary="Watch a model until it rests",
+        request=types.WatchModelRequest,
+        response=types.ModelEvent,
+        scope="models",
+        route=Route("GET", "/models/{model_name}/events"),
+        rpcs={},
+        stream_rpc="WatchModel",
+        stream=Stream("watch_model", types.ModelEvent, always=True),
+        action="watch_model",
+        errors=("invalid_request", "not_found"),
+    ),
+    Operation(
+        name="explain_model",
+        summary="Where a model's memory goes",
+        request=types.ExplainModelRequest,
+        response=types.ModelExplanation,
+        scope="models",
+        route=Route("GET", "/models/{model_name}/memory"),
+        rpcs={"ExplainModel": {}},
+        action="explain_model",
+        errors=("invalid_request", "not_found", "engine_failed", "not_implemented"),
+    ),
+    Operation(
+        name="list_versions",
+        summary="List a model's versions",
+        request=types.ListVersionsRequest,
+        response=types.VersionList,
+        scope="models",
+        route=Route("GET", "/models/{model_name}/versions"),
+        rpcs={"ListVersions": {}},
+        action="list_versions",
+        errors=("invalid_request", "not_found"),
+    ),
+    Operation(
+        name="register_version",
+        summary="Register a file or source as the next version, without loading it",
+        request=types.RegisterVersionRequest,
+        response=types.ModelVersion,
+        scope="models",
+        route=Route("POST", "/models/{model_name}/versions", status=201, query=("wait",)),
+        rpcs={"RegisterVersion": {}},
+        action="register_version",
+        errors=(
+            "invalid_request",
+            "not_found",
+            "conflict",
+            "too_large",
+            "engine_failed",
+            "overloaded",
+            "deadline_exceeded",
+            "not_implemented",
+        ),
+    ),
+    Operation(
+        name="activate_version",
+        summary="Let a version answer from now on",
+        request=types.ActivateVersionRequest,
+        response=types.ModelInfo,
+        scope="models",
+        route=Route("POST", "/models/{model_name}/activate"),
+        rpcs={"ActivateVersion": {}},
+        action="activate_version",
+        errors=_ACTIVATING,
+    ),
+    Operation(
+        name="roll_back",
+        summary="Let the version that was active before answer again",
+        request=types.RollBackRequest,
+        response=types.ModelInfo,
+        scope="models",
+        route=Route("POST", "/models/{model_name}/rollback"),
+        rpcs={"RollBack": {}},
+        action="roll_back",
+        errors=_ACTIVATING,
+    ),
+    Operation(
+        name="remove_version",
+        summary="Forget a version, or all",
+        request=types.RemoveVersionRequest,
+        response=types.Removal,
+        scope="models",
+        route=Route("DELETE", "/models/{model_name}/versions/{model_version}"),
+        rpcs={"RemoveVersion": {}},
+        action="remove_version",
+        errors=("invalid_request", "not_found", "conflict"),
+    ),
+    Operation(
+        name="prune",
+        summary="Remove what nothing needs: abandoned downloads, unused quantised copies, versions without a file",
+        request=types.Empty,
+        response=types.Removal,
+        scope="models",
+        route=Route("POST", "/prune"),
+        rpcs={"Prune": {}},
+        action="prune",
+        errors=("invalid_request",),
     ),
     Operation(
         name="status",

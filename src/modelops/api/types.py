@@ -7,11 +7,13 @@ Requests are checked here and nowhere else, so that the bounds are the same on e
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from datetime import datetime
+from math import isnan
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from modelops.api.errors import InvalidRequest
 
@@ -40,6 +42,37 @@ Text = Annotated[str, AfterValidator(_no_nul), AfterValidator(_utf8)]
 # Bounds stand before the checks: behind them, they would be told as those of any list.
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_no_nul), AfterValidator(_utf8)]
 Stop = Annotated[str, Field(min_length=1), AfterValidator(_no_nul), AfterValidator(_utf8)]
+Passage = Annotated[str, Field(min_length=1, max_length=32_768), AfterValidator(_no_nul), AfterValidator(_utf8)]
+
+_DURATION = re.compile(r"(?P<sign>-?)(?P<parts>(\d+(\.\d+)?(ms|h|m|s))+)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_LONGEST_S = 365 * 86_400.0
+
+
+def duration_s(value: object) -> object:
+    """Seconds from a number or a text such as "90", "5m" or "1h30m"; negative: for ever. Else what it is."""
+    if isinstance(value, str):
+        text = value
+        try:
+            value = float(text)
+        except ValueError:
+            match = _DURATION.fullmatch(text)
+            if not match:
+                raise ValueError('is written as seconds or as a duration such as "5m"; -1 means for ever') from None
+            parts = re.findall(r"([\d.]+)(ms|h|m|s)", match["parts"])
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+            value = -seconds if match["sign"] else seconds
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and isnan(value)):
+        return value  # told as what it is
+    return -1.0 if value < 0 else float(min(value, _LONGEST_S))  # in this order: JSON has integers that no float holds
+
+
+#: Seconds that a model stays after its last request ended; 0: it goes at once; negative: it stays.
+KeepAlive = Annotated[
+    float,
+    Field(allow_inf_nan=False),
+    BeforeValidator(duration_s, json_schema_input_type=str | float),
+]
 
 
 class Request(BaseModel):
@@ -104,6 +137,9 @@ class InferenceRequest(Request):
     # 2**32 - 1 means "draw one" to llama.cpp.
     seed: int | None = Field(None, ge=0, le=2**32 - 2, description="Makes sampling repeatable.")
     stream: bool = Field(False, description="Answer as the text is made (REST: server-sent events).")
+    keep_alive: KeepAlive | None = Field(
+        None, description='How long the model stays after this answer: seconds or "5m"; 0: not at all; -1: for ever.'
+    )
 
 
 class InferenceResponse(Response):
@@ -125,6 +161,59 @@ class InferenceChunk(Response):
     final: InferenceResponse | None = None
 
 
+class EmbedRequest(Request):
+    """Texts for a model of type `embedding`."""
+
+    model_name: Name
+    inputs: list[Passage] = Field(min_length=1, max_length=256)
+    keep_alive: KeepAlive | None = Field(
+        None, description='How long the model stays after this answer: seconds or "5m"; 0: not at all; -1: for ever.'
+    )
+
+
+class Embedding(Response):
+    """One text as a vector of length 1."""
+
+    values: list[float]
+
+
+class EmbedResponse(Response):
+    """One embedding for each input, in order."""
+
+    embeddings: list[Embedding] = []
+    tokens: int = Field(0, description="Tokens of all inputs together.")
+    latency_ms: float = 0.0
+    model_version: str = ""
+
+
+class RerankRequest(Request):
+    """Documents to be scored by a model of type `reranker` for how well they answer the query."""
+
+    model_name: Name
+    query: Passage
+    documents: list[Passage] = Field(min_length=1, max_length=256)
+    top_n: int = Field(0, ge=0, description="Answer only the best; 0: all.")
+    keep_alive: KeepAlive | None = Field(
+        None, description='How long the model stays after this answer: seconds or "5m"; 0: not at all; -1: for ever.'
+    )
+
+
+class RankedDocument(Response):
+    """A document by its place in the request, from 0 on; the higher the score, the better."""
+
+    index: int
+    score: float
+
+
+class RerankResponse(Response):
+    """The documents, best first."""
+
+    results: list[RankedDocument] = []
+    tokens: int = Field(0, description="Tokens of the query and all documents together.")
+    latency_ms: float = 0.0
+    model_version: str = ""
+
+
 class ModelLoadRequest(Request):
     """Load a model, and register it first when `model_path` names a file that is not registered yet."""
 
@@ -141,15 +230,46 @@ class ModelLoadRequest(Request):
     )
     gpu_layers: int = Field(0, ge=-1, le=2**31 - 1, description="0: placed automatically; -1: none; N: exactly N.")
     wait: bool = Field(True, description="False: answer at once; the model's status tells the rest.")
+    context_length: int = Field(0, ge=0, le=2**31 - 1, description="Tokens per request; 0: as configured.")
+    slots: int = Field(0, ge=0, le=256, description="Requests answered at once; 0: as configured.")
+    cache_type: Literal["", "f16", "q8_0", "q4_0"] = Field(
+        "", description="What the KV cache is stored as; empty: as configured."
+    )
+    keep_alive: KeepAlive | None = Field(
+        None, description='How long it stays after its last answer: seconds or "5m"; 0: not at all; -1: for ever.'
+    )
+    pin: bool | None = Field(None, description="Never evict it for another model; no keep-alive ends it.")
+    dry_run: bool = Field(False, description="Answer what would be done, and do nothing.")
+
+
+class DevicePlan(Response):
+    """What a model takes of one device; `layers` counts the output as one more."""
+
+    device: str
+    memory_mb: int
+    layers: int = 0
+
+
+class LoadPlan(Response):
+    """How a model is, or would be, run: its memory on each device, and the models evicted for it."""
+
+    needed_mb: int
+    devices: list[DevicePlan] = []
+    evict: list[str] = []
+    context_length: int = 0
+    slots: int = 0
+    cache_type: str = ""
+    threads: int = 0
 
 
 class ModelLoadReply(Response):
-    """What was loaded, and the memory that it takes."""
+    """What was loaded, and the memory that it takes; `plan` with `dry_run`."""
 
     success: bool = True
     message: str = ""
     model_version: str = ""
     memory_usage_mb: int = 0
+    plan: LoadPlan | None = None
 
 
 class ModelUnloadRequest(Request):
@@ -196,12 +316,132 @@ class ModelInfo(Response):
     queued_requests: int = 0
     message: str = Field("", description="Why it failed.")
     digest: str = Field("", description="sha256:… of the file.")
+    slots: int = Field(0, description="Requests that it answers at once.")
+    cache_type: str = Field("", description="What its KV cache is stored as.")
+    devices: dict[str, int] = Field({}, description="MB on each device.")
+    pinned: bool = Field(False, description="Never evicted, and no keep-alive ends it.")
+    expires_at: datetime | None = Field(None, description="When its keep-alive ends, unless somebody uses it.")
+    progress: float = Field(0.0, description="How far fetching or quantising is, from 0 to 1.")
 
 
 class ModelList(Response):
     """Models, in the order of their names."""
 
     models: list[ModelInfo] = []
+
+
+class WatchModelRequest(Request):
+    """Which model to watch until it rests: loaded, available or failed."""
+
+    model_name: Name
+
+
+class ModelEvent(Response):
+    """A model as it stood when something about it changed; `done` with the last one: it rests, or the time is up."""
+
+    model: ModelInfo
+    done: bool = False
+
+
+class ExplainModelRequest(Request):
+    """Which model's memory to explain, run as it is, or as it would be."""
+
+    model_name: Name
+
+
+class MemoryLine(Response):
+    """One line of a sum."""
+
+    name: str
+    mb: float
+
+
+class ModelExplanation(Response):
+    """Where a model's memory goes, as far as it is known: `chosen_mb` is what a load reserves.
+
+    `computed` is our formula line by line; `projected_mb` what the engine itself said before it read any weight;
+    `measured_mb` what it took when it was last run so; `correction_mb` what other measurements add. 0: not known.
+    """
+
+    model_name: str
+    model_version: str = ""
+    computed: list[MemoryLine] = []
+    computed_mb: float = 0.0
+    projected_mb: float = 0.0
+    measured_mb: float = 0.0
+    correction_mb: float = 0.0
+    chosen_mb: float = 0.0
+    chosen_from: str = Field("", description="Where the chosen figure comes from, in words.")
+    plan: LoadPlan | None = Field(None, description="Where it is, or would be, placed.")
+    refusal: str = Field("", description="Why it could not be loaded now, where it could not.")
+
+
+class RegisterVersionRequest(Request):
+    """Register a file or source as the next version of a model, without loading or activating it."""
+
+    model_name: Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]*$")
+    model_path: Text = Field(
+        min_length=1, max_length=4096, description="A file under one of the model roots, or a source."
+    )
+    model_type: ModelType = "llm"
+    wait: bool = Field(True, description="False: answer at once, and fetch in the background.")
+
+
+class ListVersionsRequest(Request):
+    """Whose versions to list."""
+
+    model_name: Name
+
+
+class ModelVersion(Response):
+    """One version of a model: `active` where it is the one that answers, `previous` where it did before."""
+
+    model_name: str
+    model_version: str
+    model_type: ModelType = "llm"
+    model_path: str = ""
+    digest: str = ""
+    size_mb: int = 0
+    registered_at: datetime | None = None
+    active: bool = False
+    previous: bool = False
+
+
+class VersionList(Response):
+    """Versions, oldest first."""
+
+    versions: list[ModelVersion] = []
+
+
+class ActivateVersionRequest(Request):
+    """Let a version answer from now on. Where the model is loaded, no request fails: the new engine is started beside
+    the old one, which ends when its last request has; with `drain_first` after it, for machines that cannot hold both.
+    """
+
+    model_name: Name
+    model_version: str = Field(min_length=2, max_length=32, examples=["v2"])
+    drain_first: bool = Field(False, description="End the present engine before the new one is started.")
+
+
+class RollBackRequest(Request):
+    """Let the version that was active before answer again."""
+
+    model_name: Name
+    drain_first: bool = Field(False, description="End the present engine before the new one is started.")
+
+
+class RemoveVersionRequest(Request):
+    """Forget a version, or all; the files in the coordinator's own models folder are deleted, others stay."""
+
+    model_name: Name
+    model_version: str = Field(min_length=2, max_length=32, examples=["v1", "all"])
+
+
+class Removal(Response):
+    """What was removed, and the disk space that it gave back."""
+
+    removed: list[str] = []
+    freed_mb: int = 0
 
 
 class HealthResponse(Response):

@@ -7,22 +7,33 @@ at start are registered under their own names.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
+import hashlib
 import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from modelops.api.errors import InvalidRequest, ModelOpsError, NotAvailable, NotFound
+from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound
 from modelops.api.types import ModelType
-from modelops.serving import gguf, sources
+from modelops.serving import gguf, layers, sources
+from modelops.serving.arrivals import Arrivals, Progress
+from modelops.serving.wishes import Wish
+from modelops.settings import ModelEntry
 from modelops.store.models import ModelQueries, VersionRow
+from modelops.store.residents import ResidentQueries
 
 log = logging.getLogger(__name__)
 
+_NO_ENTRY = ModelEntry()
+_POLICY = sources.Policy()
+_POOLING_RANK = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
 
 
@@ -36,6 +47,10 @@ class Version:
     file: Path
     shown_path: str
     digest: str
+    size: int = 0
+    mtime_ns: int = 0
+    registered_at: float = 0.0
+    source: str = ""
 
     @property
     def label(self) -> str:
@@ -47,16 +62,30 @@ class Version:
 class _Model:
     versions: dict[int, Version] = field(default_factory=dict)
     active: int = 0
+    previous: int = 0
 
 
 class Catalog:
     """The registered models. `roots` are absolute, with links resolved; downloads go to the first one."""
 
-    def __init__(self, queries: ModelQueries, roots: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        queries: ModelQueries,
+        residents: ResidentQueries,
+        roots: Sequence[Path],
+        arrivals: Arrivals,
+        entries: Mapping[str, ModelEntry] = MappingProxyType({}),
+        policy: sources.Policy = _POLICY,
+    ) -> None:
         self._queries = queries
+        self._residents = residents
+        self._arrivals = arrivals
+        self._entries = entries
+        self._policy = policy
+        self._aliases = {alias: name for name, entry in entries.items() for alias in entry.aliases}
         self._roots = [root.resolve() for root in roots]
         self._models: dict[str, _Model] = {}
-        self._known: dict[tuple[str, str, int, int], int] = {}  # (name, file, size, mtime) → version's number
+        self._known: dict[tuple[str, str, str, int, int], int] = {}  # what makes a version → its number
         self._files: set[Path] = set()
         self._registering = asyncio.Lock()  # two registrations of one file must find each other
 
@@ -64,37 +93,149 @@ class Catalog:
         """Read the state file, then register what has been put under the roots since."""
         for row in await self._queries.versions():
             self._remember(row)
+            self._models[row.model_name].active = row.number
+        for chosen in await self._residents.all():
+            model = self._models.get(chosen.model_name)
+            if model and chosen.active in model.versions:
+                model.active, model.previous = chosen.active, chosen.previous
         await self.refresh()
 
     async def refresh(self) -> None:
         """Register the files that have been put under the roots since the last look."""
         for file in await asyncio.to_thread(self._scan):
-            await self._discover(file.name.removesuffix(".gguf"), file)
+            if name := gguf.model_name(file):
+                await self._discover(name, file)
 
     def names(self) -> list[str]:
         """The registered names, sorted."""
         return sorted(self._models)
+
+    def preloaded(self) -> list[str]:
+        """The models that the catalogue file wants loaded at the start."""
+        return [name for name, entry in self._entries.items() if entry.preload]
 
     def active(self, name: str) -> Version:
         """The version that answers for `name`. Raises NotFound."""
         try:
             model = self._models[name]
         except KeyError:
-            close = difflib.get_close_matches(name, self._models, n=1)
+            close = difflib.get_close_matches(name, [*self._models, *self._entries, *self._aliases], n=1)
             hint = f"did you mean '{close[0]}'?" if close else "the listing of all models tells those that there are"
             raise NotFound(f"there is no model '{name}'; {hint}") from None
         return model.versions[model.active]
 
+    def known(self, version: Version) -> Version:
+        """`version` with what has been learnt of it since, such as its digest."""
+        model = self._models.get(version.model_name)
+        return model.versions.get(version.number, version) if model else version
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of `name`, oldest first. Raises NotFound."""
+        self.active(name)
+        return sorted(self._models[name].versions.values(), key=lambda version: version.number)
+
+    def version(self, name: str, label: str) -> Version:
+        """The version of `name` called `label`, such as "v2"; its file is as it was. Raises NotFound, Conflict."""
+        found = next((version for version in self.versions(name) if version.label == label), None)
+        if found is None:
+            known = ", ".join(version.label for version in self.versions(name))
+            raise NotFound(f"'{name}' has no version '{label[:32]}'; it has {known}")
+        if not found.file.is_file():
+            raise NotFound(f"the file of '{name}' {label} is gone: '{found.shown_path}'")
+        if _replaced(found):
+            raise Conflict(f"the file of '{name}' {label} was replaced: '{found.shown_path}' is another version now")
+        return found
+
+    def previous(self, name: str) -> Version:
+        """The version that answered before the present one. Raises NotFound, Conflict."""
+        self.active(name)
+        number = self._models[name].previous
+        if not number:
+            raise Conflict(f"'{name}' has had no other version active before")
+        return self.version(name, f"v{number}")
+
+    async def activate(self, version: Version) -> None:
+        """From now on `version` answers for its name, after a restart too."""
+        model = self._models[version.model_name]
+        if model.active != version.number:
+            model.active, model.previous = version.number, model.active
+            await self._residents.set_active(version.model_name, model.active, model.previous)
+
+    def chosen(self, name: str) -> tuple[int, int]:
+        """The numbers of the version that answers, and of the one that did before, 0 for none. Raises NotFound."""
+        self.active(name)
+        return self._models[name].active, self._models[name].previous
+
+    async def remove(self, versions: Sequence[Version]) -> int:
+        """Forget `versions`, delete their files where they are in the downloads' folder and nobody else's, and return
+        the bytes that this gave back. The active one may be among them only with all others of its model."""
+        freed = 0
+        # The one that answers is the last to go: whoever looks meanwhile finds it, or no model at all.
+        for version in sorted(versions, key=lambda version: version.number == self._models[version.model_name].active):
+            await self._queries.remove(version.model_name, version.number)
+            model = self._models[version.model_name]
+            del model.versions[version.number]
+            gone = (version.model_name, version.number)
+            self._known = {key: number for key, number in self._known.items() if (key[0], number) != gone}
+            if not model.versions:
+                del self._models[version.model_name]
+                await self._residents.remove(version.model_name)
+            others = (found.file for model in self._models.values() for found in model.versions.values())
+            if version.file not in others and version.file.is_relative_to(self._roots[0]):
+                self._files.discard(version.file)
+                freed += await asyncio.to_thread(_delete, version.file)
+        return freed
+
+    async def prune(self) -> tuple[list[str], int]:
+        """Remove registrations whose file is gone, and abandoned downloads; what was removed, and the bytes freed."""
+        gone = [
+            version
+            for model in list(self._models.values())
+            for version in list(model.versions.values())
+            if version.number != model.active and not await asyncio.to_thread(version.file.is_file)
+        ]
+        freed = await self.remove(gone)
+        abandoned, more = await asyncio.to_thread(sources.prune, self._roots[0])
+        removed = [f"{version.model_name} {version.label}" for version in gone]
+        return [*removed, *(f"the abandoned fetch of {name}" for name in abandoned)], freed + more
+
     async def register(self, name: str, path: str, model_type: ModelType) -> Version:
-        """The version for the file or source `path`, registered if it is new, active from now on.
+        """The version for the file or source `path`, registered if it is new; active if it is its name's first.
 
         Raises InvalidRequest for a path outside the roots or a file that is no model, NotFound for none at all.
         """
         if sources.is_source(path):
-            file = await self._fetch(path)
+            source = sources.parse(path)
+            file = await self._fetched(name, source)
+            return await self._register(name, file, model_type, _key(source))
+        file = await asyncio.to_thread(self._resolve, path)
+        return await self._register(name, file, model_type)
+
+    async def peek(self, name: str, path: str, model_type: ModelType) -> Version:
+        """What `register` would give, without registering it: where it would be new its number is 0. Raises as that;
+        Conflict for a source that is still to be fetched."""
+        if sources.is_source(path):
+            file = await self._present(sources.parse(path))
+            if file is None:
+                raise Conflict("what has not been fetched cannot be looked at; register it first")
         else:
             file = await asyncio.to_thread(self._resolve, path)
-        return await self._register(name, file, model_type)
+        return await self._known_or_new(name, file, model_type)
+
+    async def peek_retyped(self, version: Version, model_type: ModelType) -> Version:
+        """What `retyped` would give, as `peek`."""
+        return await self._known_or_new(version.model_name, version.file, model_type)
+
+    async def _known_or_new(self, name: str, file: Path, model_type: ModelType) -> Version:
+        stat = await asyncio.to_thread(file.stat)
+        number = self._known.get((name, model_type, str(file), stat.st_size, stat.st_mtime_ns))
+        if number:
+            return self._models[name].versions[number]
+        return Version(name, 0, model_type, file, self._shown(file), "", stat.st_size, stat.st_mtime_ns)
+
+    async def retyped(self, version: Version, model_type: ModelType) -> Version:
+        """The version of the same file that is served as `model_type`, registered if it is new."""
+        return await self._register(version.model_name, version.file, model_type)
 
     async def digest(self, version: Version) -> Version:
         """`version` with its digest, computed and recorded on the first call. Reads the whole file once."""
@@ -107,13 +248,15 @@ class Catalog:
             stop.set()  # a thread outlives its task's cancellation: the end would wait for a large file to be read
         await self._queries.set_digest(version.model_name, version.number, value)
         known = replace(version, digest=value)
-        self._models[version.model_name].versions[version.number] = known
+        model = self._models.get(version.model_name)
+        if model and version.number in model.versions:  # it may have been removed since
+            model.versions[version.number] = known
         return known
 
-    async def _register(self, name: str, file: Path, model_type: ModelType) -> Version:
+    async def _register(self, name: str, file: Path, model_type: ModelType, source: str = "") -> Version:
         async with self._registering:
             stat = await asyncio.to_thread(file.stat)
-            identity = (name, str(file), stat.st_size, stat.st_mtime_ns)
+            identity = (name, model_type, str(file), stat.st_size, stat.st_mtime_ns)
             if identity not in self._known:
                 row = VersionRow(
                     model_name=name,
@@ -124,12 +267,14 @@ class Catalog:
                     mtime_ns=stat.st_mtime_ns,
                     digest="",
                     registered_at=time.time(),
+                    source=source,
                 )
-                self._remember(await self._queries.add(row))
+                added = await self._queries.add(row)
+                if name not in self._models:  # its first: after a restart it is still the one that answers
+                    await self._residents.set_active(name, added.number, 0)
+                self._remember(added)
                 log.info("registered %s from %s", name, file.name)
-            model = self._models[name]
-            model.active = self._known[identity]
-            return model.versions[model.active]
+            return self._models[name].versions[self._known[identity]]
 
     def _remember(self, row: VersionRow) -> None:
         file = Path(row.file)
@@ -141,9 +286,13 @@ class Catalog:
             file=file,
             shown_path=self._shown(file),
             digest=row.digest,
+            size=row.size,
+            mtime_ns=row.mtime_ns,
+            registered_at=row.registered_at,
+            source=row.source,
         )
-        model.active = row.number
-        self._known[(row.model_name, row.file, row.size, row.mtime_ns)] = row.number
+        model.active = model.active or row.number
+        self._known[(row.model_name, row.model_type, row.file, row.size, row.mtime_ns)] = row.number
         self._files.add(file)
 
     def _shown(self, file: Path) -> str:
@@ -151,22 +300,25 @@ class Catalog:
         return str(file.relative_to(root)) if root else file.name
 
     async def find(self, name: str) -> Version:
-        """As `active`, but a model whose file was put under a root since the last look is registered first.
+        """As `active`, but a model whose file was put under a root or replaced since the last look is registered first.
 
-        Raises InvalidRequest where there is such a file, and it is no model.
+        Raises InvalidRequest where there is a new file, and it is no model.
         """
         if name not in self._models and _NAME.fullmatch(name):
-            for root in self._roots:
-                file = root / f"{name}.gguf"
-                if await asyncio.to_thread(file.is_file):
-                    await self._discover(name, file, strict=True)
-        version = self.active(name)
-        if await asyncio.to_thread(version.file.is_file):  # a file that was replaced is a new version
-            return await self._register(name, version.file, version.model_type)
-        return version
+            for file in await asyncio.to_thread(self._scan, name):
+                await self._discover(name, file, strict=True)
+        entry = self._entries.get(name)
+        if name not in self._models and entry and (entry.source or entry.file):
+            await self.register(name, entry.source or entry.file, entry.type)
+        if await asyncio.to_thread(_replaced, self.active(name)):
+            await self._discover(name, self.active(name).file)
+        return self.active(name)
 
-    def _scan(self) -> list[Path]:
-        return [file for root in self._roots for file in sorted(root.glob("*.gguf")) if file.is_file()]
+    def _scan(self, name: str = "") -> list[Path]:
+        """The files under the roots that may be models, or those that may be the model `name`."""
+        patterns = [f"{name}.gguf", f"{name}-00001-of-*.gguf"] if name else ["*.gguf"]
+        found = (file for root in self._roots for pattern in patterns for file in sorted(root.glob(pattern)))
+        return [file for file in found if file.is_file()]
 
     async def _discover(self, name: str, entry: Path, *, strict: bool = False) -> None:
         file = entry.resolve()
@@ -179,13 +331,39 @@ class Catalog:
             log.warning("skipping %s: the link leads out of the model roots", entry.name)
             return
         try:
-            await asyncio.to_thread(gguf.read_header, file)
+            header = await asyncio.to_thread(gguf.read_header, file)
+            _check(header, file)
         except ModelOpsError as error:
             if strict:
                 raise
             log.warning("skipping a file under the model roots: %s", error)
         else:
-            await self._register(name, file, "llm")
+            known = name in self._models
+            found = await self._register(name, file, self.active(name).model_type if known else natural_type(header))
+            await self.activate(found)
+
+    def wish(self, name: str) -> Wish:
+        """How `name` is to be run where no caller says so."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return Wish()
+        return Wish(
+            quantization=entry.quantization,
+            gpu_layers=entry.gpu_layers,
+            context_length=entry.context_length,
+            slots=entry.slots,
+            cache_type=entry.cache_type,
+            keep_alive_s=entry.keep_alive,
+            pinned=entry.pin,
+        )
+
+    def entry(self, name: str) -> ModelEntry:
+        """What the catalogue file says of `name`."""
+        return self._entries.get(name, _NO_ENTRY)
+
+    def resolve(self, name: str) -> str:
+        """The model that `name`, which may be an alias, means."""
+        return self._aliases.get(name, name)
 
     def _inside(self, file: Path) -> bool:
         return any(file.is_relative_to(root) for root in self._roots)
@@ -194,6 +372,7 @@ class Catalog:
         """The file that `path` means: absolute, or relative to a root. Links are resolved before it is judged."""
         try:
             candidates = [(root / path).resolve() for root in self._roots]
+            candidates = [file for file in candidates if sources.PARTIAL not in file.parts]
             inside = [file for file in candidates if self._inside(file)]
             file = next((file for file in inside if file.is_file()), None)
         except (OSError, RuntimeError, ValueError):  # a link to itself, a name that no file system takes
@@ -205,30 +384,83 @@ class Catalog:
             )
         if file is None:
             raise NotFound("there is no such file under the model roots")
-        gguf.read_header(file)
+        _check(gguf.read_header(file), file)
         return file
 
-    async def _fetch(self, text: str) -> Path:
-        source = sources.parse(text)
-        target = self._roots[0] / Path(source.file).name
-        if target.exists():
-            same = await asyncio.to_thread(sources.has_digest, target, source.sha256)
-            if same:
-                return target
-            raise InvalidRequest(
-                f"a file '{target.name}' is already under the model roots, and nothing says that it is this one; load "
-                "it by its path, or remove it"
-            )
-        await sources.fetch(source, target, lambda _done, _total: None)
-        try:
-            await asyncio.to_thread(gguf.read_header, target)
-        except InvalidRequest:
-            target.unlink()
-            raise
-        return target
+    async def _present(self, source: sources.Source) -> Path | None:
+        """The file that the source was fetched to before."""
+        known = [version for model in self._models.values() for version in model.versions.values()]
+        for version in known:
+            if version.source == _key(source) and await asyncio.to_thread(_unchanged, version):
+                return version.file
+        return None
+
+    async def _fetched(self, name: str, source: sources.Source) -> Path:
+        """The source's file: the one that it was fetched to before, else it is fetched now."""
+        if present := await self._present(source):
+            return present
+        bring = partial(_fetch, source, self._roots[0] / source.name, self._policy)
+        return await self._arrivals.bring(source.identity, name, "fetching", bring)
 
 
-def check_type(model_type: ModelType) -> None:
-    """Raises NotAvailable for the types that this release does not serve."""
-    if model_type != "llm":
-        raise NotAvailable(f"this release serves models of type 'llm'; '{model_type}' comes with a later one")
+async def _fetch(source: sources.Source, target: Path, policy: sources.Policy, progress: Progress) -> Path:
+    if target.exists():
+        if await asyncio.to_thread(sources.has_digest, target, source.sha256):
+            return target
+        raise Conflict(
+            f"a file '{target.name}' is already under the model roots, and nothing says that it is this one; load it "
+            "by its path, or remove it"
+        )
+    await sources.fetch(source, target, progress, policy)
+    try:
+        _check(await asyncio.to_thread(gguf.read_header, target), target)
+    except InvalidRequest:
+        for file in source.targets(target):
+            file.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _check(header: gguf.Header, file: Path) -> None:
+    if header.adapter:
+        raise InvalidRequest(f"'{file.name}' is an adapter, which is no model by itself")
+
+
+def _key(source: sources.Source) -> str:
+    """What a source is known again by: its address may hold a secret."""
+    return hashlib.sha256(source.identity.encode()).hexdigest()
+
+
+def _unchanged(version: Version) -> bool:
+    try:
+        stat = version.file.stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == (version.size, version.mtime_ns)
+
+
+def _replaced(version: Version) -> bool:
+    """Whether another file stands where the version's was."""
+    try:
+        stat = version.file.stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) != (version.size, version.mtime_ns)
+
+
+def _delete(file: Path) -> int:
+    """Remove the file, or all parts of a split model; the bytes that this gave back."""
+    freed = 0
+    for part in gguf.parts(file):
+        with contextlib.suppress(FileNotFoundError):
+            size = part.stat().st_size
+            part.unlink()
+            freed += size
+    return freed
+
+
+def natural_type(header: gguf.Header) -> ModelType:
+    """What a file is for, by what it says of itself: how it pools tells whether, and for what, it was trained to."""
+    if header.pooling == _POOLING_RANK:
+        return "reranker"
+    return "embedding" if header.pooling > 0 or header.architecture in layers.WITHOUT_CACHE else "llm"

@@ -1,46 +1,180 @@
-"""What the machine has now: memory, cores, load. Read fresh on every call; decides nothing."""
+"""What the machine has now: memory, GPUs, cores, load. Read fresh on every call; decides nothing."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 
+from modelops.serving import cgroups
+from modelops.serving.placement import HOST, MB
+
+log = logging.getLogger(__name__)
+
+_SIMULATED = re.compile(r"(?P<device>cpu|gpu\d+)=(?P<total>\d+)(/(?P<used>\d+))?")
+
 
 @dataclass(frozen=True)
-class Host:
-    """The host's memory in bytes and its load in percent since the last look."""
+class Device:
+    """One device, "cpu" for the host's RAM and "gpu0", "gpu1", … in NVML's order. Sizes in bytes.
 
+    `used_by` is what each process holds, where the device tells; `simulated` devices do not show what engines take.
+    """
+
+    device: str
     name: str
-    total_bytes: int
-    available_bytes: int
-    cpu_percent: float
+    total: int
+    free: int
+    utilization_percent: float = 0.0
+    temperature_celsius: float = 0.0
+    used_by: Mapping[int, int] = field(default_factory=dict)
+    simulated: bool = False
 
     @property
-    def used_bytes(self) -> int:
-        """What is not available."""
-        return self.total_bytes - self.available_bytes
+    def used(self) -> int:
+        """What is not free."""
+        return self.total - self.free
 
 
-def host() -> Host:
-    """The host now."""
-    memory = psutil.virtual_memory()
-    return Host(
-        name=f"{platform.machine()} RAM",
-        total_bytes=memory.total,
-        available_bytes=memory.available,
-        cpu_percent=psutil.cpu_percent(),
+class Machine(Protocol):
+    """Where models are placed."""
+
+    @property
+    def cores(self) -> int:
+        """Cores that engines may keep busy at once: at least one."""
+
+    def devices(self) -> tuple[Device, ...]:
+        """Every device now, the host first."""
+
+
+class ThisMachine:
+    """The host, bounded by its container, and its NVIDIA GPUs."""
+
+    def __init__(self) -> None:
+        self._nvml = _nvml()
+
+    @property
+    def cores(self) -> int:
+        """Physical cores that this process may run on, as its affinity and its container's quota allow."""
+        return usable_cores()
+
+    def devices(self) -> tuple[Device, ...]:
+        """The host and every GPU now."""
+        return (host(), *_gpus(self._nvml))
+
+
+class SimulatedMachine:
+    """A machine with the given devices, each written `gpu0=24000` or `gpu0=24000/3000` (MB in all, MB that others use).
+
+    Without "cpu" among them the host is the real one. Engines still run on the real machine.
+    """
+
+    def __init__(self, written: Sequence[str]) -> None:
+        """Raises ValueError for what is no list of devices."""
+        self._devices = tuple(sorted((_simulated(text) for text in written), key=_number))
+        gpus = [device.device for device in self._devices if device.device != HOST]
+        if len(self._devices) - len(gpus) > 1 or gpus != [f"gpu{number}" for number in range(len(gpus))]:
+            raise ValueError("GPUs are numbered from gpu0 on, each device once")
+
+    @property
+    def cores(self) -> int:
+        """As on the real machine: the engines run there."""
+        return usable_cores()
+
+    def devices(self) -> tuple[Device, ...]:
+        """The devices as written."""
+        real = () if any(device.device == HOST for device in self._devices) else (host(),)
+        return (*real, *self._devices)
+
+
+def host(root: Path = Path("/")) -> Device:
+    """The host's RAM now, or what the container leaves of it; what can be taken without swapping is free.
+
+    `root` is where the container's limits are found.
+    """
+    memory, limits = psutil.virtual_memory(), cgroups.read(root)
+    total = min(memory.total, limits.memory_limit or memory.total)
+    free = memory.available if limits.memory_free is None else min(memory.available, limits.memory_free)
+    return Device(HOST, f"{platform.machine()} RAM", total, min(free, total))
+
+
+def cpu_percent() -> float:
+    """How busy the host's cores were since the last call."""
+    return psutil.cpu_percent()
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Physical cores that this process may keep busy: bounded by its affinity and by its container's quota."""
+    allowed = len(os.sched_getaffinity(0))
+    physical = psutil.cpu_count(logical=False) or allowed
+    return max(1, min(allowed, physical, cgroups.read(root).cores or allowed))
+
+
+def _simulated(text: str) -> Device:
+    match = _SIMULATED.fullmatch(text)
+    if not match:
+        raise ValueError(f"'{text}' is no simulated device; one is written gpu0=24000 or gpu0=24000/3000, in MB")
+    total, used = int(match["total"]) * MB, int(match["used"] or 0) * MB
+    return Device(match["device"], "simulated", total, max(0, total - used), simulated=True)
+
+
+def _number(device: Device) -> int:
+    return -1 if device.device == HOST else int(device.device[3:])
+
+
+# --- NVIDIA ---
+def _nvml() -> Any:
+    """The library, or None where there is no NVIDIA driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def _gpus(nvml: Any) -> list[Device]:
+    if nvml is None:
+        return []
+    try:
+        return [_gpu(nvml, number) for number in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError as error:
+        log.warning("the GPUs cannot be read: %s", error)
+        return []
+
+
+def _gpu(nvml: Any, number: int) -> Device:
+    """A card that does not tell its memory has none: nothing is placed there, and the others keep their numbers."""
+    handle = _told(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(number), None)
+    memory = _told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle), None)
+    name = _told(nvml, lambda: nvml.nvmlDeviceGetName(handle), "NVIDIA")
+    used_by: dict[int, int] = {}
+    for process in _told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), ()):
+        used_by[process.pid] = used_by.get(process.pid, 0) + (process.usedGpuMemory or 0)
+    busy = _told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu, 0)
+    heat = _told(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU), 0)
+    return Device(
+        f"gpu{number}",
+        name.decode() if isinstance(name, bytes) else str(name),
+        int(memory.total) if memory else 0,
+        int(memory.free) if memory else 0,
+        utilization_percent=float(busy),
+        temperature_celsius=float(heat),
+        used_by=used_by,
     )
 
 
-def available_bytes() -> int:
-    """Host memory that can be taken without swapping."""
-    return int(psutil.virtual_memory().available)
-
-
-def usable_cores() -> int:
-    """Physical cores that this process may run on: at least one, at most as many as its affinity allows."""
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+def _told(nvml: Any, ask: Any, otherwise: Any) -> Any:
+    """What a card answers, or `otherwise`: not every card tells everything."""
+    try:
+        return ask()
+    except nvml.NVMLError:
+        return otherwise

@@ -1,32 +1,71 @@
 """What the scheduler is told (events) and what it wants done (effects): plain values, compared in tests as they are.
 
-A *ticket* is one call that waits for an answer: a request for a slot, a load, or an unload. A request's granted ticket
-holds its slot until `Close`.
+A *ticket* is one call that waits for an answer: a request for a slot, a load, a swap, or an unload. A request's granted
+ticket holds its slot until `Close`. An *engine* is a number, never reused, that the scheduler gives to each start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelops.api.errors import ModelOpsError
+from modelops.serving.placement import Layout, Wants
+
+
+@dataclass(frozen=True)
+class Residency:
+    """How long a model stays. `keep_alive_s` counts from the end of its last request; None: until memory is needed.
+
+    A pinned model is never evicted, and no keep-alive ends it.
+    """
+
+    keep_alive_s: float | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the next engine of a model will be: its memory, its slots, the seconds that loading it takes.
+
+    `build` is the pool's number for the rest: which version, run how.
+    """
+
+    build: int
+    wants: Wants
+    slots: int
+    reload_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the machine shows. `free`: bytes on each device, in the order of the GPUs' numbers. `taken`: what engines
+    hold of it already, for those whose memory the machine shows; the rest of their reservations is still to come."""
+
+    free: Mapping[str, int]
+    taken: Mapping[int, Mapping[str, int]]
+
+
+NO_ROOM = Room({}, {})
 
 
 # --- events ---
 @dataclass(frozen=True)
 class Register:
-    """`model` exists, needs `need` bytes, and serves `slots` requests at once. Only while it is not resident."""
+    """The next engine of `model` will be this."""
 
     model: str
-    need: int
-    slots: int
+    candidate: Candidate
+    residency: Residency = Residency()
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request wants a slot."""
+    """A request wants a slot; when it has ended, its own keep-alive holds, where it brought one."""
 
     ticket: int
     model: str
+    residency: Residency | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +74,17 @@ class Load:
 
     ticket: int
     model: str
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A caller wants the loaded model served by another engine: started beside the present one, or after it."""
+
+    ticket: int
+    model: str
+    candidate: Candidate
+    residency: Residency = Residency()
+    drain_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,10 +106,11 @@ class Close:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The engine answers; it takes `memory` bytes."""
+    """The engine answers; it takes `memory` bytes on each device."""
 
     model: str
-    memory: int
+    engine: int
+    memory: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -67,22 +118,25 @@ class LoadFailed:
     """The engine did not come up, and nothing of it is left."""
 
     model: str
+    engine: int
     error: ModelOpsError
 
 
 @dataclass(frozen=True)
 class Exited:
-    """A loaded engine ended by itself."""
+    """An engine that served ended by itself, and its memory is free."""
 
     model: str
+    engine: int
     reason: str
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The engine that was to be stopped is gone."""
+    """The engine that was to be stopped is gone, and the devices show its memory free."""
 
     model: str
+    engine: int
 
 
 @dataclass(frozen=True)
@@ -93,19 +147,43 @@ class RestartDue:
 
 
 @dataclass(frozen=True)
+class IdleDue:
+    """The model's keep-alive may be over."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Drain:
     """From now on only what has been accepted is finished."""
 
 
-Event = Register | Ask | Load | Unload | Close | Loaded | LoadFailed | Exited | Stopped | RestartDue | Drain
+Event = (
+    Register
+    | Ask
+    | Load
+    | Swap
+    | Unload
+    | Close
+    | Loaded
+    | LoadFailed
+    | Exited
+    | Stopped
+    | RestartDue
+    | IdleDue
+    | Drain
+)
+#: Events after which a load may begin: they need to know what room there is.
+BEGINNERS = (Ask, Load, Swap, Stopped, RestartDue, Exited)
 
 
 # --- effects ---
 @dataclass(frozen=True)
 class Grant:
-    """The ticket's call may go on: it has a slot, or what it asked for is done."""
+    """The ticket's call may go on: it has a slot of `engine`, or what it asked for is done."""
 
     ticket: int
+    engine: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,24 +204,37 @@ class Revoke:
 
 @dataclass(frozen=True)
 class Start:
-    """Start the model's engine; answer with Loaded or LoadFailed."""
+    """Start the candidate `build` as `engine`, laid out so; answer with Loaded or LoadFailed."""
 
     model: str
+    engine: int
+    build: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop the model's engine, or its start; answer with Stopped."""
+    """Stop the engine, or its start; answer with Stopped."""
 
     model: str
+    engine: int
+    why: str
 
 
 @dataclass(frozen=True)
 class Wake:
-    """Send RestartDue after `seconds`."""
+    """Send `event` after `seconds`; it replaces an earlier one of its kind for the model."""
 
-    model: str
+    event: RestartDue | IdleDue
     seconds: float
 
 
-Effect = Grant | Refuse | Revoke | Start | Stop | Wake
+@dataclass(frozen=True)
+class Residents:
+    """The model is wanted from now on, or not any more: what a restart has to bring back."""
+
+    model: str
+    wanted: bool
+
+
+Effect = Grant | Refuse | Revoke | Start | Stop | Wake | Residents

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,13 +23,15 @@ from modelops.api.errors import (
     ModelOpsError,
     shutting_down,
 )
-from modelops.api.types import ModelStatus
-from modelops.engines.base import Piece, Prompt
 from modelops.engines.llama_cpp import Engine
-from modelops.serving import devices
 from modelops.serving.catalog import Catalog, Version
+from modelops.serving.devices import Machine
+from modelops.serving.estimates import Estimate, Estimates
 from modelops.serving.events import (
+    BEGINNERS,
+    NO_ROOM,
     Ask,
+    Candidate,
     Close,
     Drain,
     Effect,
@@ -41,112 +43,116 @@ from modelops.serving.events import (
     LoadFailed,
     Refuse,
     Register,
-    RestartDue,
+    Residency,
+    Residents,
     Revoke,
+    Room,
     Start,
     Stop,
     Stopped,
+    Swap,
     Unload,
     Wake,
 )
-from modelops.serving.placement import MB
-from modelops.serving.scheduler import Phase, Scheduler
-from modelops.serving.tuning import Tuned, Wish, tune
+from modelops.serving.memory import Need
+from modelops.serving.placement import HOST, MB, Bill, Layout, Plan, Wants
+from modelops.serving.quantised import Quantised
+from modelops.serving.scheduler import Scheduler
+from modelops.serving.tuning import Tuned, laid_out, tune
+from modelops.serving.turns import Turns
+from modelops.serving.views import Lease, View, view_of
+from modelops.serving.wishes import Wish
 from modelops.settings import Settings
 from modelops.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-#: What callers are told of each phase.
-_STATUS: dict[Phase, ModelStatus] = {
-    "available": "available",
-    "loading": "loading",
-    "loaded": "loaded",
-    "unloading": "unloading",
-    "restarting": "loading",
-    "failed": "failed",
-}
 #: Longest wait at the end for answers that were cut short to tell their callers.
 _LAST_WORDS_S = 1.0
+#: Longest wait for a GPU to show the memory of a process that is gone: drivers lag.
+_SHOWN_FREE_S = 5.0
+_SHOWN_FREE_POLL_S = 0.02
+#: How fast a file is read from a disk, to know what losing a model costs before it was ever loaded.
+_READ_BYTES_PER_S = 500e6
 
-
-@dataclass
-class _Resident:
-    """What the pool keeps of a model beside the scheduler's state."""
-
-    version: Version
-    tuned: Tuned
-    wish: Wish
-    engine: Engine | None = None
-    starting: asyncio.Task[None] | None = None
-    restart: asyncio.TimerHandle | None = None
-    loaded_at: datetime | None = None
-    last_used_at: datetime | None = None
+#: Told which models a restart has to load again: the name, and how it was wished; None: not any more. What it returns
+#: is done when that is written.
+Remember = Callable[[str, Wish | None], asyncio.Task[None] | None]
 
 
 @dataclass(frozen=True)
-class View:
-    """One model as it stands, for display only: a decision made from it would be late."""
+class Build:
+    """A version, and how it is run: what an engine is started from."""
 
     version: Version
-    status: ModelStatus
-    memory_mb: int = 0
-    gpu_layers: int = 0
-    context_length: int = 0
-    slots: int = 0
-    loaded_at: datetime | None = None
-    last_used_at: datetime | None = None
-    active: int = 0
-    queued: int = 0
-    message: str = ""
-    engine_pid: int = 0
+    wish: Wish
+    tuned: Tuned
+    estimate: Estimate
+    candidate: Candidate
 
 
 @dataclass
-class Lease:
-    """A slot of a loaded model, held from admission to the last byte. `version` is the one that answers."""
+class Running:
+    """An engine that was started, by its number."""
 
-    version: Version
+    build: Build
+    layout: Layout
     engine: Engine
-    revoked: Callable[[], ModelOpsError | None]
-
-    async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
-        """The engine's answer, piece by piece; raises the reason instead of the engine's where the slot was taken."""
-        try:
-            async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        except EngineFailed:
-            if why := self.revoked():
-                raise why from None
-            raise
+    starting: asyncio.Task[None] | None = None
+    loaded_at: datetime | None = None
+    last_used_at: datetime | None = None
+    at_load: int = 0  # bytes that it had taken before its first request
+    measured: bool = False
 
 
 class Pool:
-    """The engines of this machine. `runtime_dir` is a short path of our own for their sockets."""
+    """Loads, serves and unloads the catalog's models."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, runtime_dir: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        machine: Machine,
+        quantised: Quantised,
+        estimates: Estimates,
+        runtime_dir: Path,
+        remember: Remember = lambda name, wish: None,
+    ) -> None:
         self._settings = settings
         self._catalog = catalog
+        self._machine = machine
+        self._cores = machine.cores
+        self._quantised = quantised
+        self._estimates = estimates
         self._runtime_dir = runtime_dir
+        self._remember = remember
+        self._noting: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks("pool")
         self._scheduler = Scheduler(
             max_queue=settings.models.max_queue,
             autoload=settings.models.autoload,
             budget=settings.memory.budget_mb * MB,
+            cpu_layers=settings.memory.cpu_layers,
         )
-        self._residents: dict[str, _Resident] = {}
+        self._builds: dict[int, Build] = {}
+        self._running: dict[int, Running] = {}
+        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._asking: dict[int, ModelOpsError | None] = {}  # requests, and why their slot was taken away
         self._tickets = itertools.count(1)
-        self._sockets = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._asking: dict[int, ModelOpsError | None] = {}  # requests, from their ticket to the last byte: why revoked
-        self._tasks = Tasks("pool")
-        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._timers: dict[tuple[str, type], asyncio.TimerHandle] = {}
+        self._turns = Turns(self._cores, self._pause)
         self._idle: asyncio.Event | None = None
 
-    # --- what callers ask ---
+    # --- what callers want ---
     @contextlib.asynccontextmanager
-    async def lease(self, name: str, deadline: float) -> AsyncIterator[Lease]:
-        """A slot of `name`, loading it first where needed; `deadline` is in the loop's time. Raises ModelOpsError."""
+    async def lease(self, name: str, deadline: float, keep_alive_s: float | None = None) -> AsyncIterator[Lease]:
+        """A slot of `name`'s engine until the context is left; loads the model where that is needed and allowed.
+
+        `deadline` is on the loop's clock; `keep_alive_s` holds once the request has ended, negative for ever, None as
+        the model's own. Raises ModelOpsError where there will be no slot.
+        """
         try:
             async with asyncio.timeout_at(deadline):
                 await self._prepare(name)
@@ -154,23 +160,26 @@ class Pool:
             raise DeadlineExceeded(f"the time ran out while looking at the file of '{name}'") from None
         ticket = next(self._tickets)
         self._asking[ticket] = None
+        residency = None if keep_alive_s is None else Residency(keep_alive_s if keep_alive_s >= 0 else None)
         try:
-            await self._wait(ticket, Ask(ticket, name), deadline, f"waiting for a slot of '{name}'")
-            resident = self._residents[name]
+            number = await self._wait(ticket, Ask(ticket, name, residency), deadline, f"waiting for a slot of '{name}'")
             if why := self._asking[ticket]:
                 raise why
-            if resident.engine is None:  # it ended between the grant and our turn
+            running = self._running.get(number)
+            if running is None:  # it ended between the grant and our turn
                 raise EngineFailed(f"the engine of '{name}' ended; try again")
-            resident.last_used_at = datetime.now(UTC)
-            yield Lease(resident.version, resident.engine, lambda: self._asking[ticket])
+            running.last_used_at = datetime.now(UTC)
+            yield Lease(running.build.version, running.engine, lambda: self._asking[ticket])
         finally:
             del self._asking[ticket]
+            self._measure(ticket)
             self._dispatch(Close(ticket, name))
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
         """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …"""
         ticket = await self._begin_load(version, wish)
         await self._wait(ticket, Load(ticket, version.model_name), deadline, f"loading '{version.model_name}'")
+        await self._noted()
         return self.view(version.model_name)
 
     async def start_load(self, version: Version, wish: Wish) -> View:
@@ -181,49 +190,97 @@ class Pool:
         self._dispatch(Load(ticket, version.model_name))
         if future.done():
             await future
+        await self._noted()
         return self.view(version.model_name)
+
+    async def swap(self, version: Version, *, drain_first: bool, deadline: float) -> View:
+        """Serve the loaded model by `version` from now on, without a failed request; it is wished as the present one.
+
+        The new engine is started beside the old one, which ends when its last request has; with `drain_first` after it.
+        What has begun goes on when its caller leaves or its time runs out: the version that serves is the active one.
+        Raises Conflict where the model is not loaded, InsufficientMemory where both do not fit.
+        """
+        name = version.model_name
+        running = self._current(name)
+        if running is None:
+            raise Conflict(f"'{name}' is not loaded")
+        build = await self._build(version, running.build.wish)
+        ticket = next(self._tickets)
+        event = Swap(ticket, name, build.candidate, _residency(build.wish, self._settings), drain_first)
+        swapping = self._tasks.start(f"swap {name}", self._swap(event, version), expected=(ModelOpsError,))
+        await asyncio.wait([swapping], timeout=max(0.0, deadline - self._loop.time()))
+        if not swapping.done():
+            raise DeadlineExceeded(f"the time ran out while activating '{name}' {version.label}")
+        if swapping.cancelled():
+            raise shutting_down()
+        swapping.result()
+        return self.view(name)
+
+    async def _swap(self, event: Swap, version: Version) -> None:
+        await self._wait(event.ticket, event, None, f"activating '{event.model}' {version.label}")
+        await self._catalog.activate(version)
 
     async def unload(self, name: str, *, force: bool, deadline: float) -> int:
         """Unload `name` and return the bytes given back, after its requests in flight unless `force`."""
         self._catalog.active(name)
-        if name not in self._residents:
+        if name not in self._scheduler.models:
             raise Conflict(f"'{name}' is not loaded")
-        held = self._scheduler.ledger.reserved.get(name, 0)
+        held = sum(self._held(name).values())
         ticket = next(self._tickets)
         await self._wait(ticket, Unload(ticket, name, force), deadline, f"unloading '{name}'")
+        await self._noted()
         return held
+
+    @contextlib.asynccontextmanager
+    async def borrow(self, name: str, size: int) -> AsyncIterator[None]:
+        """Hold `size` bytes of RAM for what is no model, called `name`; idle models may go for it.
+
+        Raises InsufficientMemory.
+        """
+        wants = Wants(Need(layers=(), output=0, tied=0, host=size, compute=0, parts={name: size}), gpu_layers=0)
+        candidate = Candidate(build=next(self._numbers), wants=wants, slots=0)
+        self._dispatch(Register(name, candidate, Residency(pinned=True)))
+        ticket, longest = next(self._tickets), self._loop.time() + self._settings.server.request_timeout_s
+        await self._wait(ticket, Load(ticket, name), longest, f"waiting for the memory of {name}")
+        try:
+            yield
+        finally:
+            self._dispatch(Unload(next(self._tickets), name, force=True))
+
+    async def preview(self, version: Version, wish: Wish) -> tuple[Build, Plan | Bill]:
+        """What loading `version` would do now; nothing is done."""
+        build = await self._build(version, wish, dry=True)
+        return build, self._scheduler.preview(build.candidate, self._loop.time(), self._room())
 
     # --- what anybody may look at ---
     def view(self, name: str) -> View:
         """The model as it stands. Raises NotFound."""
         version = self._catalog.active(name)
-        resident = self._residents.get(name)
-        if resident is None:
+        model = self._scheduler.models.get(name)
+        if model is None:
             return View(version, "available")
-        model = self._scheduler.models[name]
-        status = _STATUS[model.phase]
-        return View(
-            version=version if status == "available" else resident.version,
-            status=status,
-            memory_mb=self._scheduler.ledger.reserved.get(name, 0) // MB,
-            gpu_layers=resident.wish.gpu_layers,
-            context_length=resident.tuned.spec.context_length,
-            slots=resident.tuned.spec.slots,
-            loaded_at=resident.loaded_at if resident.engine else None,
-            last_used_at=resident.last_used_at,
-            active=len(model.active),
-            queued=model.queued,
-            message=model.error.message if model.error else "",
-            engine_pid=resident.engine.pid if resident.engine else 0,
-        )
+        running = self._current(name)
+        if running:
+            version = self._catalog.known(running.build.version)
+        return view_of(version, model, running, self._held(name), self._loop.time())
+
+    def resident(self, name: str) -> bool:
+        """Whether `name` is loaded, or on its way to be, or to go."""
+        model = self._scheduler.models.get(name)
+        return model is not None and model.phase not in ("available", "failed")
+
+    def wish(self, name: str) -> Wish | None:
+        """How `name` was wished when it was last built; None if it never was."""
+        model = self._scheduler.models.get(name)
+        return self._builds[model.candidate.build].wish if model else None
 
     def views(self) -> list[View]:
         """Every registered model as it stands, by name."""
         return [self.view(name) for name in self._catalog.names()]
 
-    def reserved_bytes(self) -> int:
-        """What the ledger holds in all."""
-        return sum(self._scheduler.ledger.reserved.values())
+    def reserved(self, device: str) -> int:
+        """What the ledger holds of `device`, in bytes."""
+        return self._scheduler.ledger.total(device)
 
     # --- the end ---
     async def drain(self, seconds: float) -> None:
@@ -245,115 +302,199 @@ class Pool:
                 future.set_exception(gone)
         self._asking = dict.fromkeys(self._asking, gone)
         await self._tasks.close()
-        engines = [resident.engine for resident in self._residents.values() if resident.engine]
-        await asyncio.gather(*(engine.stop() for engine in engines))
+        for timer in self._timers.values():
+            timer.cancel()
+        self._turns.end()
+        await asyncio.gather(*(running.engine.stop() for running in self._running.values()))
         await self.drain(_LAST_WORDS_S)
+        self._turns.end()
 
     # --- the one writer ---
     def _dispatch(self, event: Event) -> None:
-        for effect in self._scheduler.on(event, self._loop.time(), self._free_bytes(event)):
+        for effect in self._scheduler.on(event, self._loop.time(), self._room_for(event)):
             self._perform(effect)
+        self._turns.busy(
+            {
+                number: running.build.tuned.spec.threads
+                for number, running in self._running.items()
+                if (engine := self._scheduler.engines.get(number)) and engine.active and not running.layout.gpu_layers
+            }
+        )
         if self._idle and not self._busy():
             self._idle.set()
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case Grant(ticket):
+            case Grant(ticket, engine):
                 if (future := self._waiting.get(ticket)) and not future.done():
-                    future.set_result(None)
+                    future.set_result(engine)
             case Refuse(ticket, error):
                 if (future := self._waiting.get(ticket)) and not future.done():
                     future.set_exception(error)
             case Revoke(ticket, error):
                 self._asking[ticket] = error
-            case Start(name):
-                resident = self._residents[name]
-                resident.starting = self._tasks.start(f"load {name}", self._start(name, resident))
-            case Stop(name):
-                self._tasks.start(f"unload {name}", self._stop(name, self._residents[name]))
-            case Wake(name, seconds):
-                if timer := self._residents[name].restart:
+            case Start(name, number, build, _) if build not in self._builds:  # a loan: memory without an engine
+                self._loop.call_soon(self._dispatch, Loaded(name, number, {}))
+            case Start(name, number, build, layout):
+                running = self._running[number] = self._prepared(self._builds[build], layout)
+                running.starting = self._tasks.start(f"load {name}", self._start(name, number, running))
+            case Stop(name, number, why):
+                self._tasks.start(f"unload {name}", self._stop(name, number, why))
+            case Wake(event, seconds):
+                key = (event.model, type(event))
+                if timer := self._timers.pop(key, None):
                     timer.cancel()
-                self._residents[name].restart = self._loop.call_later(seconds, self._dispatch, RestartDue(name))
+                self._timers[key] = self._loop.call_later(seconds, self._dispatch, event)
+            case Residents(name, wanted):
+                if known := self._builds.get(self._scheduler.models[name].candidate.build):
+                    self._noting = self._remember(name, known.wish if wanted else None)
 
-    async def _start(self, name: str, resident: _Resident) -> None:
-        engine = Engine(resident.tuned.spec, self._runtime_dir / f"{next(self._sockets)}.sock")
-        log.info("loading %s %s", name, resident.version.label)
+    def _prepared(self, build: Build, layout: Layout) -> Running:
+        spec = laid_out(build.tuned.spec, layout)
+        return Running(build, layout, Engine(spec, self._runtime_dir / f"{next(self._numbers)}.sock"))
+
+    async def _start(self, name: str, number: int, running: Running) -> None:
+        engine, version = running.engine, running.build.version
+        log.info("loading %s %s", name, version.label)
         began = self._loop.time()
         try:
             await engine.start()
         except ModelOpsError as error:
             log.warning("loading %s failed: %s", name, error)
-            self._dispatch(LoadFailed(name, error))
+            self._failed(name, number, error)
             return
         except Exception:
             log.exception("loading %s failed", name)
-            self._dispatch(LoadFailed(name, InternalError(f"loading '{name}' failed; the log has the reason")))
+            self._failed(name, number, InternalError(f"loading '{name}' failed; the log has the reason"))
             return
-        resident.engine = engine
-        resident.loaded_at = datetime.now(UTC)
+        running.loaded_at, running.at_load = datetime.now(UTC), engine.taken_bytes()
         log.info("loaded %s in %.1f s", name, self._loop.time() - began)
-        self._tasks.start(f"watch {name}", self._watch(name, resident, engine))
-        self._dispatch(Loaded(name, engine.memory_bytes()))
-        resident.version = await self._catalog.digest(resident.version)
+        self._tasks.start(f"watch {name}", self._watch(name, number, running))
+        self._dispatch(Loaded(name, number, self._measured(running)))
+        await self._catalog.digest(version)
 
-    async def _watch(self, name: str, resident: _Resident, engine: Engine) -> None:
-        ended = await engine.exited()
-        if resident.engine is engine and self._scheduler.models[name].phase == "loaded":
-            log.warning("the engine of %s %s", name, ended.reason)
-            resident.engine = None
-            self._dispatch(Exited(name, ended.reason))
-            await engine.stop()  # nothing runs any more: this closes the connections and removes the socket
+    def _failed(self, name: str, number: int, error: ModelOpsError) -> None:
+        if not self._scheduler.engines[number].stopping:  # else Stopped follows, and the record is still needed
+            del self._running[number]
+        self._dispatch(LoadFailed(name, number, error))
 
-    async def _stop(self, name: str, resident: _Resident) -> None:
-        if resident.starting and not resident.starting.done():
-            resident.starting.cancel()
-            await asyncio.wait([resident.starting])
-        if resident.engine:
-            await resident.engine.stop()
-            resident.engine = None  # not before it is gone: `close` must find one that is still ending
-        log.info("unloaded %s", name)
-        self._dispatch(Stopped(name))
+    async def _watch(self, name: str, number: int, running: Running) -> None:
+        ended = await running.engine.exited()
+        engine = self._scheduler.engines.get(number)
+        if engine is None or engine.stopping:
+            return
+        log.warning("the engine of %s %s", name, ended.reason)
+        model = self._scheduler.models[name]
+        if model.phase != "unloading" or model.engine is not engine:
+            del self._running[number]
+        self._dispatch(Exited(name, number, ended.reason))
+        await running.engine.stop()  # nothing runs any more: this closes the connections and removes the socket
 
-    # --- helpers ---
+    async def _stop(self, name: str, number: int, why: str) -> None:
+        running = self._running.get(number)  # none: it was never started
+        if running:
+            if running.starting and not running.starting.done():
+                running.starting.cancel()
+                await asyncio.wait([running.starting])
+            pids = running.engine.pids()
+            await running.engine.stop()
+            await self._shown_free(pids)
+            self._running.pop(number, None)  # not before it is gone: `close` must find one that is still ending
+            log.info("unloaded %s %s: %s", name, running.build.version.label, why)
+        self._dispatch(Stopped(name, number))
+
+    async def _shown_free(self, pids: set[int]) -> None:
+        """Wait until no GPU counts the processes, that are gone, any more."""
+        deadline = self._loop.time() + _SHOWN_FREE_S
+        while any(pids & device.used_by.keys() for device in self._machine.devices()):
+            if self._loop.time() > deadline:
+                log.warning("a GPU still counts the memory of an engine that is gone")
+                return
+            await asyncio.sleep(_SHOWN_FREE_POLL_S)
+
+    def _pause(self, number: int, paused: bool) -> None:
+        if running := self._running.get(number):
+            running.engine.pause() if paused else running.engine.resume()
+
+    # --- preparing a load ---
     async def _prepare(self, name: str) -> None:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
         model = self._scheduler.models.get(name)
         if model is None or (model.phase in ("available", "failed") and not model.cooling_s(self._loop.time())):
-            resident = self._residents.get(name)
-            await self._tune(await self._catalog.find(name), resident.wish if resident else Wish())
+            build = self._builds[model.candidate.build] if model else None
+            version = await self._catalog.find(name)
+            await self._register(version, build.wish if build else self._catalog.wish(name))
 
     async def _begin_load(self, version: Version, wish: Wish) -> int:
         name = version.model_name
-        if name not in self._residents or self._scheduler.models[name].phase in ("available", "failed"):
-            await self._tune(version, wish)
-        resident = self._residents[name]  # another version's, where its load began meanwhile
-        if resident.version.number != version.number:
-            raise Conflict(f"'{name}' {resident.version.label} is loaded; unload it before {version.label}")
+        model = self._scheduler.models.get(name)
+        if model is None or model.phase in ("available", "failed"):
+            await self._register(version, wish)
+        candidate = self._scheduler.models[name].candidate  # another version's, where its load began meanwhile
+        present = self._builds[candidate.build].version
+        if present.number != version.number:
+            raise Conflict(f"'{name}' {present.label} is loaded; activate {version.label} to replace it")
         return next(self._tickets)
 
-    async def _tune(self, version: Version, wish: Wish) -> None:
+    async def _register(self, version: Version, wish: Wish) -> None:
         """Make `version` the one that the next load of its name starts."""
-        tuned = await asyncio.to_thread(tune, version, wish, self._settings.engine)
+        build = await self._build(version, wish)
         name = version.model_name
         model = self._scheduler.models.get(name)
         if model is None or model.phase in ("available", "failed"):
-            self._residents[name] = _Resident(version, tuned, wish)
-            self._dispatch(Register(name, tuned.need.total, tuned.spec.slots))
+            self._dispatch(Register(name, build.candidate, _residency(wish, self._settings)))
 
-    async def _wait(self, ticket: int, event: Event, deadline: float, what: str) -> None:
-        """Dispatch `event` and wait for its ticket's Grant; raises what it was refused with, or DeadlineExceeded."""
-        future = self._waiting[ticket] = self._loop.create_future()
+    async def _build(self, version: Version, wish: Wish, *, dry: bool = False) -> Build:
+        file = version.file
+        if wish.quantization and not dry:
+            file = await self._quantised.file(version, self.borrow)
+        gpus = any(device.device != HOST for device in self._machine.devices())
+        tuned = await asyncio.to_thread(
+            tune, replace(version, file=file), wish, self._settings.engine, self._cores, gpus=gpus
+        )
+        estimate = await self._estimates.estimate(tuned.spec, tuned.header, tuned.need, "gpu" if gpus else "cpu")
+        extra = estimate.total - tuned.need.total
+        smaller = tuple(tuple((way, need.corrected(extra)) for way, need in group) for group in tuned.alternatives)
+        self._forget_builds()
+        number = next(self._numbers)
+        candidate = Candidate(
+            build=number,
+            wants=Wants(estimate.need, wish.offloaded, smaller),
+            slots=tuned.spec.slots,
+            reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
+        )
+        build = self._builds[number] = Build(version, wish, tuned, estimate, candidate)
+        return build
+
+    def _forget_builds(self) -> None:
+        used = {model.candidate.build for model in self._scheduler.models.values()}
+        used |= {engine.candidate.build for engine in self._scheduler.engines.values()}
+        newest = max(self._builds, default=0)  # may be one that is just being registered
+        self._builds = {key: build for key, build in self._builds.items() if key in used or key > newest - 100}
+
+    # --- helpers ---
+    async def _wait(self, ticket: int, event: Event, deadline: float | None, what: str) -> int:
+        """Dispatch `event` and wait for its ticket's Grant; the engine's number, where it is a slot that was granted.
+
+        Raises what it was refused with, or DeadlineExceeded.
+        """
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._waiting[ticket] = future
         try:
             self._dispatch(event)
             async with asyncio.timeout_at(deadline):
-                await future
+                return await future
         except TimeoutError:
             raise DeadlineExceeded(f"the time ran out while {what}") from None
         finally:
             del self._waiting[ticket]
 
-    def _forget(self, ticket: int, future: asyncio.Future[None]) -> None:
+    async def _noted(self) -> None:
+        """Wait until the state file holds what a restart has to bring back: nobody is told before that it will."""
+        if self._noting and not self._noting.done():
+            await asyncio.wait([self._noting])
+
+    def _forget(self, ticket: int, future: asyncio.Future[int]) -> None:
         del self._waiting[ticket]
         if not future.cancelled():
             future.exception()  # the model's own state tells it
@@ -361,10 +502,71 @@ class Pool:
     def _busy(self) -> bool:
         return any(model.active or model.queued for model in self._scheduler.models.values())
 
-    def _free_bytes(self, event: Event) -> int:
-        """Memory that the machine shows as free, less the reserve. Looked at only for events that can begin a load."""
-        if not isinstance(event, Ask | Load | Stopped | RestartDue):
-            return 0
+    def _current(self, name: str) -> Running | None:
+        model = self._scheduler.models.get(name)
+        return self._running.get(model.engine.number) if model and model.engine else None
+
+    def _held(self, name: str) -> dict[str, int]:
+        """Bytes that the ledger holds for all engines of `name`, for each device."""
+        held: dict[str, int] = {}
+        for engine in self._scheduler.engines.values():
+            if engine.model == name:
+                for device, size in self._scheduler.ledger.reserved.get(engine.number, {}).items():
+                    held[device] = held.get(device, 0) + size
+        return held
+
+    def _room_for(self, event: Event) -> Room:
+        """The room, looked at only for events that can begin a load."""
+        if not isinstance(event, BEGINNERS):
+            return NO_ROOM
         if isinstance(event, Ask) and self._scheduler.models[event.model].phase == "loaded":
-            return 0
-        return devices.available_bytes() - self._settings.memory.reserve_mb * MB
+            return NO_ROOM
+        return self._room()
+
+    def _room(self) -> Room:
+        memory = self._settings.memory
+        devices = self._machine.devices()
+        spare = {
+            device.device: memory.reserve_mb if device.device == HOST else memory.gpu_reserve_mb for device in devices
+        }
+        taken: dict[int, dict[str, int]] = {}
+        for number, running in self._running.items():
+            pids = running.engine.pids()
+            taken[number] = {}
+            for device in devices:
+                if device.simulated:  # it does not show what engines take
+                    continue
+                if device.device == HOST:
+                    taken[number][HOST] = running.engine.taken_bytes()
+                    continue
+                # Inside a container the driver names other processes' numbers: then what is loaded counts as shown.
+                shown = sum(size for pid, size in device.used_by.items() if pid in pids)
+                reserved = running.layout.reserve.get(device.device, 0)
+                taken[number][device.device] = shown or (reserved if running.loaded_at else 0)
+        return Room({device.device: device.free - spare[device.device] * MB for device in devices}, taken)
+
+    def _measure(self, ticket: int) -> None:
+        """After its first answer an engine has touched all that it takes: what that is, the next estimate knows."""
+        for engine in self._scheduler.engines.values():
+            running = self._running.get(engine.number)
+            if ticket in engine.active and running and running.loaded_at and not running.measured:
+                running.measured = True
+                if not running.layout.gpu_layers:
+                    tuned, taken = running.build.tuned, running.engine.taken_bytes()
+                    measuring = self._estimates.loaded(
+                        tuned.spec, tuned.header, tuned.need, taken, at_load=running.at_load
+                    )
+                    self._tasks.start(f"measure {engine.model}", measuring)
+
+    def _measured(self, running: Running) -> dict[str, int]:
+        pids = running.engine.pids()
+        measured = {HOST: running.engine.memory_bytes()}
+        for device in self._machine.devices():
+            if shown := sum(size for pid, size in device.used_by.items() if pid in pids):
+                measured[device.device] = shown
+        return measured
+
+
+def _residency(wish: Wish, settings: Settings) -> Residency:
+    keep = settings.models.keep_alive if wish.keep_alive_s is None else wish.keep_alive_s
+    return Residency(keep if keep >= 0 else None, wish.pinned)

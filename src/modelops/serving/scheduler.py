@@ -1,16 +1,16 @@
-"""Who gets a slot, what is loaded, what is refused: events in, effects out. Pure; the clock is passed in.
+"""Who gets a slot, what is loaded, evicted, replaced and refused: events in, effects out. Pure; the clock is passed in.
 
 The pool feeds it every event and performs every effect, in order; nobody else touches it.
 
 available → loading → loaded → unloading → available, with `restarting` after a crash and `failed` when it gave up.
+Memory is reserved when a load is decided; the start waits until what was evicted for it is gone.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Generator, Iterator, Mapping
 
 from modelops.api.errors import (
     AlreadyLoaded,
@@ -22,168 +22,188 @@ from modelops.api.errors import (
     shutting_down,
 )
 from modelops.serving.events import (
+    NO_ROOM,
     Ask,
+    Candidate,
     Close,
     Drain,
     Effect,
     Event,
     Exited,
     Grant,
+    IdleDue,
     Load,
     Loaded,
     LoadFailed,
     Refuse,
     Register,
+    Residency,
+    Residents,
     RestartDue,
     Revoke,
+    Room,
     Start,
     Stop,
     Stopped,
+    Swap,
     Unload,
     Wake,
 )
-from modelops.serving.placement import Ledger
-
-Phase = Literal["available", "loading", "loaded", "unloading", "restarting", "failed"]
+from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Ledger, Plan, freed, place
+from modelops.serving.state import Engine, Model, Phase
 
 #: Seconds before each restart in a row; after the last, the model is failed.
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 #: Seconds after which a crash is no longer counted together with the one before.
 STABLE_S = 60.0
-#: Seconds for which requests to a failed model are refused before one may try to load it again.
-FAILED_S = 15.0
-
-
-@dataclass
-class Model:
-    """The state of one model. Read-only outside this module."""
-
-    need: int
-    slots: int
-    phase: Phase = "available"
-    active: set[int] = field(default_factory=set)
-    queue: deque[int] = field(default_factory=deque)
-    later: deque[int] = field(default_factory=deque)  # asked while it is unloading: they wait for the next engine
-    loads: list[int] = field(default_factory=list)
-    unloads: list[int] = field(default_factory=list)
-    crashes: int = 0
-    changed_at: float = 0.0
-    error: ModelOpsError | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Loaded, and nobody uses it or waits for it."""
-        return self.phase == "loaded" and not self.active and not self.queue
-
-    def cooling_s(self, now: float) -> float:
-        """Seconds for which requests are still refused because the model has failed."""
-        return max(0.0, self.changed_at + FAILED_S - now) if self.phase == "failed" else 0.0
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait for a slot."""
-        return len(self.queue) + len(self.later)
 
 
 class Scheduler:
     """The state of all models and the ledger; `on` is the only way to change it."""
 
-    def __init__(self, *, max_queue: int, autoload: bool, budget: int = 0) -> None:
+    def __init__(
+        self, *, max_queue: int, autoload: bool, budget: int = 0, cpu_layers: CpuLayers = "before_eviction"
+    ) -> None:
         self.models: dict[str, Model] = {}
+        self.engines: dict[int, Engine] = {}
         self.ledger = Ledger()
+        self._numbers = itertools.count(1)
         self._max_queue = max_queue
         self._autoload = autoload
-        self._budget = budget  # bytes for all models together; 0: what the machine has
+        self._budget = budget  # bytes of RAM for all models together; 0: what the machine has
+        self._cpu_layers = cpu_layers
         self._draining = False
 
-    def on(self, event: Event, now: float, free: int = 0) -> list[Effect]:
-        """What follows from `event` at `now` seconds, with `free` bytes of memory that the machine shows as free."""
+    def on(self, event: Event, now: float, room: Room = NO_ROOM) -> list[Effect]:
+        """What follows from `event` at `now` seconds, with the `room` that the machine shows."""
         if isinstance(event, Drain):
             self._draining = True
             return []
         if isinstance(event, Register):
-            self.models[event.model] = Model(event.need, event.slots)
+            self._register(event)
             return []
-        return list(self._on(event, self.models[event.model], now, free))
+        return list(self._on(event, self.models[event.model], now, room))
 
-    def _on(self, event: Event, model: Model, now: float, free: int) -> Iterator[Effect]:
+    def preview(self, candidate: Candidate, now: float, room: Room, *, replacing: str = "") -> Plan | Bill:
+        """What a load of `candidate` would do now; `replacing`: the loaded model that it would take the place of.
+
+        What is being stopped counts as gone.
+        """
+        free, holders = self._standing(now, room)
+        holders = [Holder(who.model, who.held) if who.model == replacing else who for who in holders]
+        return place(candidate.wants, freed(free, self._going().values()), holders, cpu_layers=self._cpu_layers)
+
+    def _register(self, event: Register) -> None:
+        model = self.models.setdefault(event.model, Model(event.candidate, event.residency))
+        model.candidate, model.residency, model.keep = event.candidate, event.residency, None
+
+    def _on(self, event: Event, model: Model, now: float, room: Room) -> Iterator[Effect]:
         match event:
-            case Ask(ticket, name):
-                yield from self._ask(ticket, name, model, now, free)
+            case Ask():
+                yield from self._ask(event, model, now, room)
             case Load(ticket, name):
-                yield from self._load(ticket, name, model, now, free)
+                yield from self._load(ticket, name, model, now, room)
+            case Swap():
+                yield from self._swap(event, model, now, room)
             case Unload(ticket, name, force):
                 yield from self._unload(ticket, name, model, force)
             case Close(ticket, name):
-                yield from self._close(ticket, name, model)
-            case Loaded(name, memory):
-                if model.phase != "loading":
+                yield from self._close(ticket, name, model, now)
+            case Loaded(name, number, memory):
+                engine = self.engines.get(number)
+                if engine is None or engine.stopping:
                     return
-                self._enter(model, "loaded", now)
-                self.ledger.reserve(name, max(model.need, memory))
-                yield from _grant_all(model.loads)
-                yield from _fill(model)
-            case LoadFailed(name, error):
-                if model.phase != "loading":
+                # The devices know better than any estimate; but what an engine has not touched yet is still its own.
+                larger = {device: max(size, memory.get(device, 0)) for device, size in engine.layout.reserve.items()}
+                self.ledger.reserve(number, larger)
+                yield from self._loaded(name, model, engine, now)
+            case LoadFailed(name, number, error):
+                engine = self.engines.get(number)
+                if engine is None or engine.stopping:
                     return
-                self.ledger.release(name)
-                if model.crashes:
-                    yield from self._crashed(name, model, error, now)
-                else:
-                    yield from self._fail(model, error, now)
-            case Exited(name, reason):
-                if model.phase != "loaded":
-                    return  # it is being unloaded: Stop and Stopped follow when its last request has ended
-                self.ledger.release(name)
-                model.active.clear()
-                if now - model.changed_at > STABLE_S:
-                    model.crashes = 0
-                yield from self._crashed(name, model, EngineFailed(f"the engine of '{name}' {reason}"), now)
-            case Stopped(name):
-                self.ledger.release(name)
-                model.active.clear()
-                model.crashes = 0
-                self._enter(model, "available", now)
-                yield from _grant_all(model.unloads)
-                model.queue, model.later = model.later, deque()
-                if model.loads or (model.queue and self._autoload):
-                    yield from self._begin(name, model, now, free)
-                else:
-                    yield from _refuse_all(model, _not_loaded(name))
+                self._gone(number)
+                yield from self._load_failed(name, model, engine, error, now)
+            case Exited(name, number, reason):
+                yield from self._exited(name, model, number, reason, now, room)
+            case Stopped(name, number):
+                yield from self._stopped(name, model, number, now, room)
             case RestartDue(name):
                 if model.phase != "restarting":
                     return
                 if self._draining:
                     assert model.error is not None
-                    yield from self._fail(model, model.error, now)  # or who waits for the restart would never hear
+                    yield from self._fail(name, model, model.error, now)  # or who waits for it would never hear
                 else:
-                    yield from self._begin(name, model, now, free)
+                    yield from self._begin(name, model, now, room)
+            case IdleDue(name):
+                stays = model.keep_alive_s
+                # A clock's ticks and a timer's are not the same: a hair too early is not too early.
+                if model.idle and stays is not None and now - model.idle_since >= stays - 0.01:
+                    yield from self._leave(name, model, "its keep-alive is over")
 
-    def _ask(self, ticket: int, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
+    # --- requests ---
+    def _ask(self, ask: Ask, model: Model, now: float, room: Room) -> Iterator[Effect]:
+        ticket, name = ask.ticket, ask.model
+        slots = model.candidate.slots
         if self._draining:
             yield Refuse(ticket, shutting_down())
-        elif model.phase == "loaded" and len(model.active) < model.slots:
-            model.active.add(ticket)
-            yield Grant(ticket)
-        elif model.queued >= self._max_queue + (0 if model.phase in ("loaded", "unloading") else model.slots):
+            return
+        if model.phase == "loaded" and model.engine and model.engine.has_slot:
+            model.engine.active.add(ticket)
+            yield Grant(ticket, model.engine.number)
+        elif model.queued >= self._max_queue + (0 if model.phase in ("loaded", "unloading") else slots):
             # While there is no engine, those that will have a slot at once do not count as waiting.
-            yield Refuse(
-                ticket,
-                Overloaded(f"{model.queued} requests already wait for '{name}'; try again", retry_after_s=1.0),
-            )
+            why = f"{model.queued} requests already wait for '{name}'; try again"
+            yield Refuse(ticket, Overloaded(why, retry_after_s=1.0))
+            return
         elif left := model.cooling_s(now):
             assert model.error is not None
             yield Refuse(ticket, _again(model.error, left))
+            return
         elif model.phase in ("available", "failed") and not self._autoload:
             yield Refuse(ticket, _not_loaded(name))
+            return
         elif model.phase == "unloading":
             model.later.append(ticket)
         else:
             model.queue.append(ticket)
-            if model.phase in ("available", "failed"):
-                yield from self._begin(name, model, now, free)
+        if ask.residency:
+            model.asked[ticket] = ask.residency
+        if model.phase in ("available", "failed"):
+            yield from self._begin(name, model, now, room)
 
-    def _load(self, ticket: int, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
+    def _close(self, ticket: int, name: str, model: Model, now: float) -> Iterator[Effect]:
+        brought = model.asked.pop(ticket, None)
+        for waiting in (model.queue, model.later, model.loads, model.swaps, model.unloads):
+            if ticket in waiting:
+                waiting.remove(ticket)
+        for engine in [model.engine, *model.retiring.values()]:
+            if engine is None or ticket not in engine.active:
+                continue
+            engine.active.discard(ticket)
+            model.keep = brought
+            if engine is not model.engine and not engine.active:
+                yield from self._stop(engine, "it was replaced")
+        if model.phase in ("loaded", "unloading"):
+            yield from _fill(model)
+        if model.phase == "unloading":
+            yield from self._stop_when_done(model, "unloaded")
+        else:
+            yield from self._idle(name, model, now)
+
+    def _idle(self, name: str, model: Model, now: float) -> Iterator[Effect]:
+        """Whoever has just become idle stays for its keep-alive."""
+        if not model.idle:
+            return
+        model.idle_since = now
+        stays = model.keep_alive_s
+        if stays is not None and stays <= 0:
+            yield from self._leave(name, model, "its keep-alive is 0")
+        elif stays is not None:
+            yield Wake(IdleDue(name), stays)
+
+    # --- loads ---
+    def _load(self, ticket: int, name: str, model: Model, now: float, room: Room) -> Iterator[Effect]:
         if self._draining:
             yield Refuse(ticket, shutting_down())
         elif model.phase == "loaded":
@@ -191,86 +211,277 @@ class Scheduler:
         else:
             model.loads.append(ticket)
             if model.phase in ("available", "failed", "restarting"):
-                yield from self._begin(name, model, now, free)
+                yield from self._begin(name, model, now, room)
 
-    def _unload(self, ticket: int, name: str, model: Model, force: bool) -> Iterator[Effect]:
-        if model.phase == "available":
-            yield Refuse(ticket, Conflict(f"'{name}' is not loaded"))
-            return
-        if model.phase == "loading" and not force:
-            yield Refuse(ticket, Conflict(f"'{name}' is being loaded; wait for it, or unload it with force"))
-            return
-        gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0)
-        if model.phase in ("failed", "restarting"):
-            model.phase, model.error, model.crashes = "available", None, 0
-            yield Grant(ticket)
-            yield from _refuse_all(model, gone)
-            return
-        model.unloads.append(ticket)
-        stopping = model.phase == "unloading" and not model.active and not model.queue
-        model.phase = "unloading"
-        if force:
-            for granted in sorted(model.active):
-                yield Revoke(granted, gone)
-            model.active.clear()
-            yield from _refuse_all(model, gone)
-        if not stopping and not model.active and not model.queue:
-            yield Stop(name)
+    def _swap(self, swap: Swap, model: Model, now: float, room: Room) -> Iterator[Effect]:
+        ticket, name = swap.ticket, swap.model
+        if self._draining:
+            yield Refuse(ticket, shutting_down())
+        elif model.phase != "loaded" or model.incoming:
+            yield Refuse(ticket, Conflict(f"'{name}' is on its way to another state; try again when it is loaded"))
+        elif swap.drain_first:
+            model.candidate, model.residency, model.keep = swap.candidate, swap.residency, None
+            model.loads.append(ticket)
+            self._enter(model, "unloading", now)
+            yield from self._stop_when_done(model, "another version follows")
+        else:
+            model.swaps.append(ticket)
+            yield from self._begin_swap(name, model, swap.candidate, swap.residency, now, room)
 
-    def _close(self, ticket: int, name: str, model: Model) -> Iterator[Effect]:
-        for waiting in (model.queue, model.later, model.loads, model.unloads):
-            if ticket in waiting:
-                waiting.remove(ticket)
-        held = ticket in model.active
-        model.active.discard(ticket)
-        if model.phase in ("loaded", "unloading"):
-            yield from _fill(model)
-        if held and model.phase == "unloading" and not model.active and not model.queue:
-            yield Stop(name)
+    def _begin_swap(
+        self, name: str, model: Model, candidate: Candidate, residency: Residency, now: float, room: Room
+    ) -> Iterator[Effect]:
+        plan = self.preview(candidate, now, room, replacing=name)
+        if isinstance(plan, Bill):
+            both = "both versions do not fit side by side; with drain_first the present one ends before"
+            error = InsufficientMemory(f"{plan.sentence(name)}; {both}", details=plan.details())
+            yield from _refuse_swaps(model, error)
+            return
+        model.incoming = yield from self._reserve(name, candidate, plan, now, room)
+        model.incoming.residency = residency
 
-    def _begin(self, name: str, model: Model, now: float, free: int) -> Iterator[Effect]:
-        idle = frozenset(other for other, state in self.models.items() if state.idle)
-        if bill := self.ledger.bill(model.need, self._free(free), idle):
-            error = InsufficientMemory(bill.sentence(name), details=bill.details())
+    def _begin(self, name: str, model: Model, now: float, room: Room) -> Iterator[Effect]:
+        plan = self.preview(model.candidate, now, room)
+        if isinstance(plan, Bill):
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
             model.crashes = 0
-            yield from _refuse_all(model, error)
+            yield from _refuse_all(model, InsufficientMemory(plan.sentence(name), details=plan.details()))
+            yield from _forget(name, model)
             return
-        self.ledger.reserve(name, model.need)
         self._enter(model, "loading", now)
-        yield Start(name)
+        model.engine = yield from self._reserve(name, model.candidate, plan, now, room)
+        model.wanted = True
+        yield Residents(name, wanted=True)
 
-    def _free(self, device: int) -> int:
-        """What may be reserved now, of the `device` bytes that the machine shows as free and of the budget."""
-        # What is being loaded has been reserved, but the machine does not show it yet.
-        held = self.ledger.reserved
-        free = device - sum(size for name, size in held.items() if self.models[name].phase == "loading")
-        return min(free, self._budget - sum(held.values())) if self._budget else free
+    def _reserve(
+        self, name: str, candidate: Candidate, plan: Plan, now: float, room: Room
+    ) -> Generator[Effect, None, Engine]:
+        """Take the plan's memory, and start once what it evicts is gone, and what else is going that it waits for."""
+        free, _ = self._standing(now, room)
+        going = self._going()
+        engine = Engine(next(self._numbers), name, candidate, plan.layout)
+        self.engines[engine.number] = engine
+        self.ledger.reserve(engine.number, plan.layout.reserve)
+        for victim in plan.evict:
+            evicted = self.models[victim].engine
+            assert evicted is not None
+            engine.blocked_on.add(evicted.number)
+            yield from self._leave(victim, self.models[victim], f"'{name}' needs its memory")
+        free = freed(free, [self.ledger.reserved[number] for number in engine.blocked_on])
+        short = [device for device, size in plan.layout.reserve.items() if size > free.get(device, 0)]
+        engine.blocked_on |= {number for number, held in going.items() if any(held.get(device) for device in short)}
+        if not engine.blocked_on:
+            yield Start(name, engine.number, candidate.build, engine.layout)
+        return engine
+
+    def _loaded(self, name: str, model: Model, engine: Engine, now: float) -> Iterator[Effect]:
+        if engine is model.incoming:
+            present = model.engine
+            assert present is not None
+            self._become(model, engine)
+            model.retiring[present.number] = present
+            yield from _grant_all(model.swaps)
+            if not present.active:
+                yield from self._stop(present, "it was replaced")
+        else:
+            self._enter(model, "loaded", now)
+            yield from _grant_all(model.loads)
+        yield from _fill(model)
+        yield from self._idle(name, model, now)
+
+    def _load_failed(
+        self, name: str, model: Model, engine: Engine, error: ModelOpsError, now: float
+    ) -> Iterator[Effect]:
+        if engine is model.incoming:
+            model.incoming = None
+            yield from _refuse_swaps(model, error)
+            yield from self._idle(name, model, now)
+            return
+        model.engine = None
+        if model.crashes:
+            yield from self._crashed(name, model, error, now)
+        else:
+            yield from self._fail(name, model, error, now)
+
+    # --- ends ---
+    def _unload(self, ticket: int, name: str, model: Model, force: bool) -> Iterator[Effect]:
+        if model.phase == "available" and not model.retiring:
+            yield Refuse(ticket, Conflict(f"'{name}' is not loaded"))
+            return
+        if (model.phase == "loading" or model.incoming) and not force:
+            yield Refuse(ticket, Conflict(f"'{name}' is being loaded; wait for it, or unload it with force"))
+            return
+        yield from _forget(name, model)
+        gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0)
+        if model.phase in ("available", "failed", "restarting"):  # no engine is left but what was replaced
+            model.phase, model.error, model.crashes = "available", None, 0
+            yield from _refuse_all(model, gone)
+            if not model.retiring:
+                yield Grant(ticket)
+                return
+        model.unloads.append(ticket)
+        model.phase = "unloading"
+        if force:
+            for engine in [model.engine, *model.retiring.values()]:
+                for granted in sorted(engine.active if engine else ()):
+                    yield Revoke(granted, gone)
+                if engine:
+                    engine.active.clear()
+            yield from _refuse_all(model, gone)
+            for engine in [model.incoming, *model.retiring.values()]:
+                if engine:
+                    model.retiring[engine.number] = engine
+                    yield from self._stop(engine, "unloaded")
+            model.incoming = None
+        yield from self._stop_when_done(model, "unloaded")
+
+    def _leave(self, name: str, model: Model, why: str) -> Iterator[Effect]:
+        """An idle model goes."""
+        assert model.engine is not None
+        model.phase = "unloading"
+        yield from _forget(name, model)
+        yield from self._stop(model.engine, why)
+
+    def _stop_when_done(self, model: Model, why: str) -> Iterator[Effect]:
+        if model.engine and not model.engine.active and not model.queue:
+            yield from self._stop(model.engine, why)
+
+    def _stop(self, engine: Engine, why: str) -> Iterator[Effect]:
+        if not engine.stopping:
+            engine.stopping = True
+            yield Stop(engine.model, engine.number, why)
+
+    def _exited(self, name: str, model: Model, number: int, reason: str, now: float, room: Room) -> Iterator[Effect]:
+        engine = self.engines.get(number)
+        if engine is None or engine.stopping:
+            return
+        if model.phase == "unloading" and engine is model.engine:
+            return  # Stop and Stopped follow when its last request has ended
+        self._gone(number)
+        if model.retiring.pop(number, None):
+            yield from self._left(name, model, number, now, room)
+            yield from self._idle(name, model, now)
+            return
+        if now - model.changed_at > STABLE_S:
+            model.crashes = 0
+        model.engine = None
+        if model.incoming:  # what was to take its place does so as soon as it can
+            self._become(model, model.incoming)
+            self._enter(model, "loading", now)
+            model.loads += model.swaps
+            model.swaps.clear()
+        else:
+            yield from self._crashed(name, model, EngineFailed(f"the engine of '{name}' {reason}"), now)
+
+    def _stopped(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
+        if number not in self.engines:
+            return
+        self._gone(number)
+        if model.retiring.pop(number, None) is None:
+            model.engine, model.crashes, model.keep = None, 0, None
+        yield from self._left(name, model, number, now, room)
+
+    def _left(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
+        """The engine `number` is gone. With the last one of a model its unload is over, and the next load begins."""
+        if model.phase == "unloading" and not model.engine and not model.retiring:
+            self._enter(model, "available", now)
+            yield from _grant_all(model.unloads)
+        # Who waited for this memory comes first: it was promised.
+        yield from self._unblock(number, now, room)
+        if model.phase == "available":
+            model.queue, model.later = model.later, deque()
+            if model.loads or (model.queue and self._autoload):
+                yield from self._begin(name, model, now, room)
+            else:
+                yield from _refuse_all(model, _not_loaded(name))
+                yield from _forget(name, model)
+
+    def _unblock(self, number: int, now: float, room: Room) -> Iterator[Effect]:
+        """Start what waited for the engine `number` to be gone, if it still fits: others may have taken the memory."""
+        for engine in [engine for engine in self.engines.values() if number in engine.blocked_on]:
+            engine.blocked_on.discard(number)
+            if engine.blocked_on or engine.stopping:
+                continue
+            model = self.models[engine.model]
+            self._gone(engine.number)
+            if engine is model.incoming:
+                model.incoming = None
+                yield from self._begin_swap(engine.model, model, engine.candidate, engine.residency, now, room)
+                yield from self._idle(engine.model, model, now)
+            else:
+                model.engine = None
+                yield from self._begin(engine.model, model, now, room)
+
+    # --- helpers ---
+    def _standing(self, now: float, room: Room) -> tuple[dict[str, int], list[Holder]]:
+        """What may be reserved on each device now, and who holds what and stays."""
+        free = dict(room.free)
+        for number, sizes in self.ledger.reserved.items():
+            taken = room.taken.get(number, {})
+            for device in sizes.keys() & free.keys():
+                # What is reserved and not taken yet is not free, although the machine shows it so.
+                free[device] -= max(0, sizes[device] - taken.get(device, 0))
+        if self._budget:
+            free[HOST] = min(free.get(HOST, 0), self._budget - self.ledger.total(HOST))
+        going = self._going()
+        holders = []
+        for number, sizes in self.ledger.reserved.items():
+            model = self.models[self.engines[number].model]
+            current = model.engine is not None and model.engine.number == number
+            if number not in going:
+                holders.append(Holder(self.engines[number].model, sizes, model.cost(now) if current else None))
+        return free, holders
+
+    def _going(self) -> dict[int, Mapping[str, int]]:
+        """What the engines hold that are being stopped, but for those whose model is to be loaded again after them."""
+        return {
+            number: self.ledger.reserved[number]
+            for number, engine in self.engines.items()
+            if engine.stopping and not self.models[engine.model].loads
+        }
+
+    def _become(self, model: Model, engine: Engine) -> None:
+        """What was to take the place of the model's engine does."""
+        model.engine, model.incoming = engine, None
+        model.candidate, model.residency, model.keep = engine.candidate, engine.residency, None
+
+    def _gone(self, number: int) -> None:
+        self.ledger.release(number)
+        del self.engines[number]
 
     def _crashed(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
         model.crashes += 1
         if model.crashes > len(BACKOFF_S) or self._draining:
-            yield from self._fail(model, error, now)
+            yield from self._fail(name, model, error, now)
             return
         self._enter(model, "restarting", now)
         model.error = error
-        yield Wake(name, BACKOFF_S[model.crashes - 1])
+        yield Wake(RestartDue(name), BACKOFF_S[model.crashes - 1])
 
-    def _fail(self, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
+    def _fail(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
         self._enter(model, "failed", now)
         model.error, model.crashes = error, 0
         yield from _refuse_all(model, error)
+        if not self._draining:  # the end of the coordinator forgets nothing
+            yield from _forget(name, model)
 
     def _enter(self, model: Model, phase: Phase, now: float) -> None:
         model.phase, model.changed_at, model.error = phase, now, None
 
 
 def _fill(model: Model) -> Iterator[Effect]:
-    while model.queue and len(model.active) < model.slots:
+    engine = model.engine
+    while engine and not engine.stopping and model.queue and engine.has_slot:
         ticket = model.queue.popleft()
-        model.active.add(ticket)
-        yield Grant(ticket)
+        engine.active.add(ticket)
+        yield Grant(ticket, engine.number)
+
+
+def _forget(name: str, model: Model) -> Iterator[Effect]:
+    if model.wanted:
+        model.wanted = False
+        yield Residents(name, wanted=False)
 
 
 def _grant_all(tickets: list[int]) -> Iterator[Effect]:
@@ -280,10 +491,16 @@ def _grant_all(tickets: list[int]) -> Iterator[Effect]:
 
 
 def _refuse_all(model: Model, error: ModelOpsError) -> Iterator[Effect]:
-    for ticket in [*model.queue, *model.loads]:
+    for ticket in [*model.queue, *model.loads, *model.swaps]:
         yield Refuse(ticket, error)
-    model.queue.clear()
-    model.loads.clear()
+    for waiting in (model.queue, model.loads, model.swaps):
+        waiting.clear()
+
+
+def _refuse_swaps(model: Model, error: ModelOpsError) -> Iterator[Effect]:
+    for ticket in model.swaps:
+        yield Refuse(ticket, error)
+    model.swaps.clear()
 
 
 def _not_loaded(name: str) -> Conflict:

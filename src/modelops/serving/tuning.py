@@ -1,69 +1,113 @@
-"""How a model is run on this machine: from its file, the settings and the cores to an engine's spec and its need."""
+"""How a model is run on this machine: from its file, the settings, the wishes and the cores to an engine's spec, and to
+the smaller ways of running it that a bill tries."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from modelops.api.errors import NotAvailable, NotFound
-from modelops.engines.base import EngineSpec
+from modelops.api.errors import NotFound
+from modelops.engines.base import EngineSpec, Task
 from modelops.engines.llama_cpp import automatic_batch, find_executable
 from modelops.serving import memory
 from modelops.serving.catalog import Version
-from modelops.serving.devices import usable_cores
-from modelops.serving.gguf import read_header
+from modelops.serving.gguf import Header, read_header
+from modelops.serving.placement import Layout
+from modelops.serving.wishes import Wish
 from modelops.settings import EngineSettings
 
-
-@dataclass(frozen=True)
-class Wish:
-    """What a caller may ask of a load, as in ModelLoadRequest."""
-
-    quantization: bool = False
-    gpu_layers: int = 0
+_TASKS: dict[str, Task] = {"llm": "generate", "embedding": "embed", "reranker": "rerank"}
+_LEAST_CONTEXT = 512
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A spec and the memory that it takes."""
+    """A spec, the header of its file, and the memory that our formula gives it."""
 
     spec: EngineSpec
+    header: Header
     need: memory.Need
+    alternatives: tuple[tuple[tuple[str, memory.Need], ...], ...] = ()
 
 
-def tune(version: Version, wish: Wish, settings: EngineSettings) -> Tuned:
+def tune(version: Version, wish: Wish, settings: EngineSettings, cores: int, *, gpus: bool = False) -> Tuned:
     """The spec for `version`. Reads the file's header; raises ModelOpsError where it cannot be served."""
     try:
         size = version.file.stat().st_size
     except OSError:
         raise NotFound(f"the file of '{version.model_name}' is gone: '{version.shown_path}'") from None
     header = read_header(version.file)
-    if wish.quantization and not header.quantised:
-        raise NotAvailable(
-            f"'{version.model_name}' is not quantised, and this release does not quantise; load it with "
-            '"quantization": false, or give a file that is'
-        )
-    threads = settings.threads or usable_cores()
-    context = min(settings.context_length, header.context_length or settings.context_length)
-    batch = settings.batch_size or automatic_batch(size, threads, on_gpu=wish.gpu_layers > 0)
+    context = wish.context_length or settings.context_length
+    threads = settings.threads or cores
+    on_gpu = gpus and wish.offloaded != 0
+    context = min(context, header.context_length or context)
+    task = _TASKS[version.model_type]
+    batch = settings.batch_size or automatic_batch(size, threads, on_gpu=on_gpu)
+    if task != "generate":
+        batch = context  # a text to embed or to score is computed in one step
     spec = EngineSpec(
         model_name=version.model_name,
         file=version.file,
         executable=find_executable(settings.executable),
-        slots=settings.slots,
+        slots=wish.slots or settings.slots,
         context_length=context,
         threads=threads,
         batch_size=batch,
         cache_ram_mb=settings.cache_ram_mb,
-        # The API says 0 for "automatic" and -1 for "none"; the engine's own words are the other way round.
-        gpu_layers={0: -1, -1: 0}.get(wish.gpu_layers, wish.gpu_layers),
+        gpu_layers=-1,
         load_timeout_s=settings.load_timeout_s + settings.load_timeout_s_per_gb * size / 2**30,
         stop_timeout_s=settings.stop_timeout_s,
+        cache_type=wish.cache_type or settings.cache_type,
+        context_checkpoints=settings.context_checkpoints if task == "generate" else 0,
+        task=task,
+        # A generative model pools nothing: asked to embed, it gives the mean of its tokens.
+        pooling="mean" if task == "embed" and header.pooling <= 0 else "",
     )
-    need = memory.need(
+    need = need_of(header, spec)
+    return Tuned(spec, header, need, tuple(_smaller(header, spec, need)))
+
+
+def laid_out(spec: EngineSpec, layout: Layout) -> EngineSpec:
+    """`spec` with its units where `layout` puts them. Without GPUs that we know of, the engine decides by itself."""
+    if not layout.split:
+        return spec
+    return replace(spec, gpu_layers=layout.gpu_layers, tensor_split=layout.split if layout.gpu_layers else ())
+
+
+def need_of(header: Header, spec: EngineSpec) -> memory.Need:
+    """What our formula gives `spec`."""
+    return memory.need(
         header,
         slots=spec.slots,
-        context_length=context,
-        batch_size=batch,
+        context_length=spec.context_length,
+        batch_size=spec.batch_size,
         cache_ram_mb=spec.cache_ram_mb,
+        cache_type=spec.cache_type,
+        checkpoints=spec.context_checkpoints,
+        whole=spec.task != "generate",
     )
-    return Tuned(spec, need)
+
+
+def _smaller(header: Header, spec: EngineSpec, need: memory.Need) -> list[tuple[tuple[str, memory.Need], ...]]:
+    """Smaller ways to run the same file, each by one setting that the load's caller can give, and by all of them."""
+    contexts = _halves(spec.context_length, _LEAST_CONTEXT)
+    groups: list[list[tuple[str, EngineSpec]]] = [
+        [(f"context_length {context}", replace(spec, context_length=context)) for context in contexts],
+        [(f"slots {slots}", replace(spec, slots=slots)) for slots in _halves(spec.slots, 1)],
+        [("cache_type q8_0", replace(spec, cache_type="q8_0"))] if spec.cache_type == "f16" else [],
+        [
+            (
+                f"context_length {context}, slots 1 and cache_type q8_0",
+                replace(spec, context_length=context, slots=1, cache_type="q8_0"),
+            )
+            for context in [*contexts, min(spec.context_length, _LEAST_CONTEXT)]
+        ],
+    ]
+    found = [[(name, need_of(header, way)) for name, way in group] for group in groups]
+    return [tuple((name, less) for name, less in group if less.total < need.total) for group in found]
+
+
+def _halves(value: int, least: int) -> list[int]:
+    found = []
+    while (value := value // 2) >= least:
+        found.append(value)
+    return found

@@ -114,9 +114,9 @@ class GrpcServer:
         for operation in OPERATIONS:
             for rpc, implied in operation.rpcs.items():
                 handlers[rpc] = grpc.unary_unary_rpc_method_handler(self._unary(operation, rpc, implied))
-            if operation.stream_rpc:
+            if operation.stream_rpc and operation.stream:
                 handlers[operation.stream_rpc] = grpc.unary_stream_rpc_method_handler(
-                    self._stream(operation, operation.stream_rpc)
+                    self._stream(operation, operation.stream_rpc, operation.stream.method)
                 )
         return handlers
 
@@ -140,14 +140,16 @@ class GrpcServer:
 
         return handle
 
-    def _stream(self, operation: Operation, rpc: str) -> Callable[[bytes, _Context], AsyncGenerator[bytes]]:
+    def _stream(
+        self, operation: Operation, rpc: str, method: str
+    ) -> Callable[[bytes, _Context], AsyncGenerator[bytes]]:
         takes, gives = _messages(rpc)
 
         async def handle(raw: bytes, context: _Context) -> AsyncGenerator[bytes]:
             call = _call(context)
             try:
                 request: Any = operation.request.parse(self._decode(takes, raw))
-                async with contextlib.aclosing(self._coordinator.infer_stream(call, request)) as chunks:
+                async with contextlib.aclosing(getattr(self._coordinator, method)(call, request)) as chunks:
                     async for chunk in chunks:
                         yield _encode(gives, chunk)
                 return

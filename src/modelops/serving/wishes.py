@@ -1,0 +1,36 @@
+"""What a caller, or the catalogue, may wish of how a model is run. Pure values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from modelops.engines.base import CacheType
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a caller may ask of a load, as in ModelLoadRequest; zeros and None leave it to the settings."""
+
+    quantization: bool = False
+    gpu_layers: int = 0
+    context_length: int = 0
+    slots: int = 0
+    cache_type: CacheType | None = None
+    keep_alive_s: float | None = None  # negative: stays
+    pinned: bool = False
+
+    @property
+    def offloaded(self) -> int | None:
+        """Units for GPUs, None for "placed automatically": the API says 0 for that, and -1 for none."""
+        return {0: None, -1: 0}.get(self.gpu_layers, self.gpu_layers)
+
+    def to_json(self) -> str:
+        """For the state file."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value != getattr(Wish(), key)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Wish:
+        """What `to_json` wrote; what another release wrote and this one does not know is left out."""
+        fields = json.loads(text)
+        return cls(**{key: fields[key] for key in cls.__dataclass_fields__ if key in fields})

@@ -1,0 +1,134 @@
+"""`kill -9` of the coordinator while a file is fetched or quantised, and servers that misbehave while it serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bad_http import Answer, BadServer, bad_server
+from gguf_files import llama_gguf, sparse_gguf
+from modelops import Client
+from modelops.api.errors import ModelOpsError
+from support import Served, serving, tiny_gguf, wait_until
+
+ORPHAN_S = 2.0
+FAKE = {"tokens": 3}
+#: The fetches of these tests come from this machine, and the smallest file is larger than what is held back.
+LOCAL = {"MODELOPS_MODELS__ALLOW_PRIVATE_SOURCES": "true"}
+
+
+@pytest.fixture
+def web() -> Iterator[BadServer]:
+    with bad_server() as server:
+        yield server
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> bytes:
+    """A whole model of 4 MB."""
+    (tmp_path / "made").mkdir()
+    return sparse_gguf(tmp_path / "made" / "m.gguf", 1 << 21).read_bytes()
+
+
+def killed(served: Served) -> None:
+    """The coordinator is killed, and nothing of it lives on."""
+    children = served.engines()
+    os.kill(served.process.pid, signal.SIGKILL)
+    served.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=ORPHAN_S)
+    assert alive == []
+
+
+def visible(folder: Path) -> set[str]:
+    """What can be seen of models, quantised copies included."""
+    return {file.name for place in ("models", "quantised") for file in (folder / place).glob("*")} - {".partial"}
+
+
+def test_a_fetch_that_was_killed_is_not_visible_and_goes_on_after_the_restart(
+    tmp_path: Path, web: BadServer, model: bytes
+) -> None:
+    half = len(model) // 2
+    answer = web.answers["/m.gguf"] = Answer(model, hold=half)
+    folder = tmp_path / "data"
+    with serving(folder, fake=FAKE, env=LOCAL) as served, Client(served.rest) as client:
+        client.load("m", web.url("/m.gguf"), wait=False)
+        wait_until(lambda: client.model("m").progress > 0, what="some of the fetch")
+        assert client.model("m").status == "loading"
+        assert "fetching" in client.model("m").message
+        killed(served)
+    assert visible(folder) == set()
+    answer.release.set()
+    with serving(folder, fake=FAKE, env=LOCAL) as served, Client(served.rest) as client:
+        assert client.models(all=True) == []
+        client.load("m", web.url("/m.gguf"))
+        assert client.infer("m", "Hello").success
+        assert client.status().devices[0].reserved_mb > 0
+    assert visible(folder) == {"m.gguf"}
+    assert (folder / "models" / "m.gguf").read_bytes() == model
+    assert any(asked.startswith("bytes=") for asked in web.asked("range", "/m.gguf"))
+
+
+def test_a_copy_that_was_killed_is_not_visible_and_is_made_after_the_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    sparse_gguf(folder / "models" / "m.gguf", 1 << 28)
+    with serving(folder, fake=FAKE) as served, Client(served.rest) as client:
+        client.load("m", quantization=True, wait=False)
+        wait_until(lambda: client.model("m").progress > 0.02, seconds=30, what="some of the copy")
+        assert "quantising" in client.model("m").message
+        assert client.status().devices[0].reserved_mb > 0  # the ledger was asked
+        killed(served)
+    assert visible(folder) == {"m.gguf"}
+    (folder / "models" / "m.gguf").unlink()
+    llama_gguf(folder / "models" / "m.gguf")
+    with serving(folder, fake=FAKE) as served, Client(served.rest) as client:
+        assert client.models() == []
+        assert client.status().devices[0].reserved_mb == 0
+        client.load("m", quantization=True)
+        assert client.infer("m", "Hello").success
+        (copy,) = (file for file in (folder / "quantised").glob("*.gguf"))
+        client.unload("m")
+        client.load("m", quantization=True)
+        assert [copy] == list((folder / "quantised").glob("*.gguf"))
+        assert client.prune().removed == []
+        client.unload("m")
+        client.remove("m")
+        assert "quantised copy" in client.prune().removed[0]
+    assert visible(folder) == set()
+
+
+def test_whatever_a_server_does_the_rest_goes_on_serving(tmp_path: Path, web: BadServer, model: bytes) -> None:
+    """Each misbehaviour is one clear error; the model that is loaded answers all the while."""
+    folder = tmp_path / "data"
+    tiny_gguf(folder / "models" / "good.gguf")
+    junk = b"<html>not a model</html>" * 100
+    web.answers |= {
+        "/gone.gguf": Answer(status=404),
+        "/junk.gguf": Answer(junk),
+        "/short.gguf": Answer(model, declared=len(model) + 1000),
+        "/wrong.gguf": Answer(model),
+        "/private.gguf": Answer(status=302, headers={"Location": "http://169.254.169.254/x.gguf"}),
+        "/huge.gguf": Answer(model, declared=1 << 50),
+    }
+    faults = {
+        web.url("/gone.gguf"): "not_found",
+        web.url("/junk.gguf"): "invalid_request",
+        web.url("/short.gguf"): "engine_failed",
+        web.url("/wrong.gguf") + "#sha256=" + "0" * 64: "engine_failed",
+        web.url("/private.gguf"): "engine_failed",
+        web.url("/huge.gguf"): "insufficient_memory",
+        "https://127.0.0.1:1/x.gguf": "engine_failed",
+    }
+    with serving(folder, fake=FAKE, env=LOCAL, load=["good"]) as served, Client(served.rest) as client:
+        for source, code in faults.items():
+            with pytest.raises(ModelOpsError) as caught:
+                client.load("bad", source)
+            assert caught.value.code == code, (source, caught.value.message)
+            assert str(folder) not in caught.value.message
+            assert client.infer("good", "Hello").success
+        assert [found.model_name for found in client.models(all=True)] == ["good"]
+    assert visible(folder) == {"good.gguf"}

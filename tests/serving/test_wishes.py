@@ -1,0 +1,34 @@
+"""What a caller may wish, and how it is kept in the state file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelops.serving.wishes import Wish
+
+
+@given(st.from_type(Wish))
+def test_what_is_kept_is_what_was_wished(wish: Wish) -> None:
+    assert Wish.from_json(wish.to_json()) == wish
+
+
+def test_only_what_was_wished_is_kept() -> None:
+    assert json.loads(Wish().to_json()) == {}
+    assert json.loads(Wish(slots=2, keep_alive_s=0, pinned=True).to_json()) == {
+        "slots": 2,
+        "keep_alive_s": 0,
+        "pinned": True,
+    }
+
+
+def test_what_this_release_does_not_know_is_left_out() -> None:
+    assert Wish.from_json('{"slots": 3, "of_another_release": [1]}') == Wish(slots=3)
+
+
+@pytest.mark.parametrize(("asked", "units"), [(0, None), (-1, 0), (1, 1), (99, 99)])
+def test_the_units_for_gpus_are_as_the_api_writes_them(asked: int, units: int | None) -> None:
+    assert Wish(gpu_layers=asked).offloaded == units

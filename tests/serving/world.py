@@ -1,0 +1,409 @@
+"""A pool without processes, in virtual time: it performs each effect when it is told to, in any order, with any result.
+
+After every event it holds the scheduler to what must always be so; `run_out` to what must be so in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from modelops.api.errors import EngineFailed, InsufficientMemory
+from modelops.serving.events import (
+    Ask,
+    Candidate,
+    Close,
+    Drain,
+    Effect,
+    Event,
+    Exited,
+    Grant,
+    IdleDue,
+    Load,
+    Loaded,
+    LoadFailed,
+    Refuse,
+    Register,
+    Residency,
+    Residents,
+    RestartDue,
+    Revoke,
+    Room,
+    Start,
+    Stop,
+    Stopped,
+    Swap,
+    Unload,
+    Wake,
+)
+from modelops.serving.placement import HOST, CpuLayers, Plan, Wants, place
+from modelops.serving.scheduler import Scheduler
+from modelops.serving.state import Engine
+from serving.needs import machine, need
+
+SIZES = machine(600, 300, 200)
+#: Each model as it is, and as the version that takes its place.
+CANDIDATES: Mapping[str, tuple[Candidate, Candidate]] = {
+    "small": (
+        Candidate(1, Wants(need([30, 30], output=10, host=10, compute=5)), slots=1),
+        Candidate(2, Wants(need([50, 50], output=10, host=10, compute=5)), slots=2),
+    ),
+    "large": (
+        Candidate(3, Wants(need([60] * 5, output=20, tied=10, host=30, compute=10)), slots=2, reload_s=5),
+        Candidate(4, Wants(need([40] * 5, output=20, tied=10, host=30, compute=10), gpu_layers=4), slots=2),
+    ),
+    "host": (
+        Candidate(5, Wants(need([100], host=150), gpu_layers=0), slots=3, reload_s=2),
+        Candidate(6, Wants(need([100], host=300), gpu_layers=0), slots=3),
+    ),
+    "exact": (
+        Candidate(7, Wants(need([70, 70, 70], host=20, compute=20), gpu_layers=99), slots=1),
+        Candidate(8, Wants(need([70, 70, 70], host=20, compute=20), gpu_layers=2), slots=1),
+    ),
+}
+
+
+@dataclass
+class Call:
+    """One ticket and how often it was answered."""
+
+    model: str
+    open: bool = True
+    answers: int = 0
+
+
+@dataclass
+class Process:
+    """An engine that was started, until the scheduler has heard that it is gone. `takes`: of each device."""
+
+    model: str
+    reserve: Mapping[str, int]
+    state: Literal["starting", "serving", "dead"] = "starting"
+    takes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a world begins with. `shown`: the GPUs show what engines take of them, as simulated ones do not.
+
+    `drain_after` so many events the coordinator begins to end; 0: never.
+    """
+
+    residencies: Mapping[str, Residency]
+    cpu_layers: CpuLayers = "before_eviction"
+    budget: int = 0
+    autoload: bool = True
+    shown: bool = True
+    drain_after: int = 0
+
+
+class World:
+    """Models on a machine with two GPUs, and another process that takes and gives back memory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.now = 0.0
+        self.calls: dict[int, Call] = {}
+        self.slots: dict[int, int] = {}  # which engine's slot a ticket holds, as its caller knows it
+        self.processes: dict[int, Process] = {}
+        self.started: set[int] = set()  # all engines that ever were
+        self.stopped: set[int] = set()
+        self.stops: dict[int, str] = {}  # engines that are to be stopped: of which model
+        self.timers: dict[tuple[str, type], tuple[float, RestartDue | IdleDue]] = {}
+        self.others = dict.fromkeys(SIZES, 0)
+        self.wanted: set[str] = set()
+        self.events = 0
+        self.made = Scheduler(
+            max_queue=2, autoload=settings.autoload, budget=settings.budget, cpu_layers=settings.cpu_layers
+        )
+        for name, residency in settings.residencies.items():
+            self.tell(Register(name, CANDIDATES[name][0], residency))
+
+    # --- the machine ---
+    def room(self) -> Room:
+        """What it shows."""
+        taken = {
+            number: {device: size for device, size in process.takes.items() if self.settings.shown or device == HOST}
+            for number, process in self.processes.items()
+        }
+        free = {
+            device: size - self.others[device] - sum(takes.get(device, 0) for takes in taken.values())
+            for device, size in SIZES.items()
+        }
+        return Room(free, taken)
+
+    def left(self, device: str, engines: set[int]) -> int:
+        """What nobody has of `device` when these engines have all that was reserved for them, and no others are."""
+        reserved = self.made.ledger.reserved
+
+        def share(number: int) -> int:
+            takes = self.processes[number].takes.get(device, 0) if number in self.processes else 0
+            return max(reserved[number].get(device, 0), takes)
+
+        left = SIZES[device] - self.others[device] - sum(share(number) for number in engines)
+        if self.settings.budget and device == HOST:
+            left = min(left, self.settings.budget - sum(reserved[number].get(HOST, 0) for number in engines))
+        return left
+
+    def another_process(self, device: str, part: float) -> None:
+        """It has that part of what engines have not taken."""
+        taken = sum(process.takes.get(device, 0) for process in self.processes.values())
+        self.others[device] = int((SIZES[device] - taken) * part)
+
+    # --- events and effects ---
+    def tell(self, event: Event) -> None:
+        """What follows is kept, to be performed later."""
+        self.events += 1
+        if self.events == self.settings.drain_after:
+            self.made.on(Drain(), self.now)
+        unused = {name for name, model in self.made.models.items() if not model.active and not model.queued}
+        before = set(self.made.engines)
+        effects = self.made.on(event, self.now, self.room())
+        for effect in effects:
+            match effect:
+                case Grant(ticket, engine):
+                    self._answered(ticket)
+                    if engine:
+                        assert ticket in self.made.engines[engine].active
+                        self.slots[ticket] = engine
+                case Refuse(ticket):
+                    self._answered(ticket)
+                case Revoke(ticket):
+                    assert self.slots.pop(ticket)
+                case Start():
+                    self._started(effect)
+                case Stop(name, number, why):
+                    assert number not in self.stopped, "stopped twice"
+                    assert number in self.processes or self.made.engines[number].blocked_on, "nothing to stop"
+                    assert not self.made.engines[number].active, "stopped in mid-use"
+                    assert name in unused or "needs its memory" not in why, "evicted in use"
+                    self.stopped.add(number)
+                    self.stops[number] = name
+                case Wake(due, seconds):
+                    self.timers[due.model, type(due)] = self.now + seconds, due
+                case Residents(name, wanted):
+                    self.wanted = self.wanted | {name} if wanted else self.wanted - {name}
+        if len(before - self.made.engines.keys()) < 2:
+            self._refused_with_reason(event, effects)
+
+    def _answered(self, ticket: int) -> None:
+        self.calls[ticket].answers += 1
+        assert self.calls[ticket].answers == 1, "answered twice"
+        assert self.calls[ticket].open, "answered after it was closed"
+
+    def _started(self, effect: Start) -> None:
+        assert effect.engine not in self.started, "started twice"
+        engine, engines = self.made.engines[effect.engine], self.made.engines
+        assert not engine.blocked_on, "started before what it waits for is gone"
+        assert self.made.ledger.reserved[effect.engine] == effect.layout.reserve, "not reserved"
+        now = {number for number in self.processes if number in engines}
+        later = {number for number, other in engines.items() if not other.stopping} - {effect.engine}
+        for device, size in effect.layout.reserve.items():
+            assert size == 0 or size <= self.left(device, now), "over what the device has"
+            assert size == 0 or size <= self.left(device, later), "over what it will have"
+        self.started.add(effect.engine)
+        self.processes[effect.engine] = Process(effect.model, effect.layout.reserve)
+
+    def _refused_with_reason(self, event: Event, effects: list[Effect]) -> None:
+        """Whoever is refused for want of memory has no place, even when all that may go is gone."""
+        short = {
+            self.calls[effect.ticket].model
+            for effect in effects
+            if isinstance(effect, Refuse) and isinstance(effect.error, InsufficientMemory)
+        }
+        for name in short if len(short) == 1 else ():
+            model = self.made.models[name]
+            if isinstance(event, Swap):
+                wants = event.candidate.wants
+            elif model.phase == "available":
+                wants = model.candidate.wants
+            else:
+                return  # a swap that had waited: its candidate is forgotten
+            stay = {number for number, engine in self.made.engines.items() if not self._may_go(engine, name)}
+            free = {device: self.left(device, stay) for device in SIZES}
+            assert not isinstance(place(wants, free, (), cpu_layers=self.settings.cpu_layers), Plan), "there is a place"
+
+    def _may_go(self, engine: Engine, asking: str) -> bool:
+        model = self.made.models[engine.model]
+        if engine.stopping:
+            return not model.loads
+        return engine is model.engine and model.idle and not model.residency.pinned and engine.model != asking
+
+    # --- callers ---
+    def _call(self, name: str) -> int:
+        number = len(self.calls) + 1
+        self.calls[number] = Call(name)
+        return number
+
+    def ask(self, name: str, residency: Residency | None) -> int:
+        """A request; returns its ticket."""
+        number = self._call(name)
+        self.tell(Ask(number, name, residency))
+        return number
+
+    def load(self, name: str, residency: Residency) -> int:
+        """A load, registered before as the pool does it."""
+        if self.made.models[name].phase in ("available", "failed"):
+            self.tell(Register(name, CANDIDATES[name][0], residency))
+        number = self._call(name)
+        self.tell(Load(number, name))
+        return number
+
+    def swap(self, name: str, which: int, residency: Residency, *, drain_first: bool) -> int:
+        """Another engine for the model."""
+        number = self._call(name)
+        self.tell(Swap(number, name, CANDIDATES[name][which], residency, drain_first))
+        return number
+
+    def unload(self, name: str, *, force: bool) -> int:
+        """An unload."""
+        number = self._call(name)
+        self.tell(Unload(number, name, force))
+        return number
+
+    def hang_up(self, ticket: int) -> None:
+        """The ticket's caller is done, or gone."""
+        self.calls[ticket].open = False
+        self.slots.pop(ticket, None)
+        self.tell(Close(ticket, self.calls[ticket].model))
+
+    # --- engines ---
+    def starting(self) -> list[int]:
+        """Engines that were started and have not answered yet."""
+        return [number for number, process in self.processes.items() if process.state == "starting"]
+
+    def serving(self) -> list[int]:
+        """Engines that answer."""
+        return [number for number, process in self.processes.items() if process.state == "serving"]
+
+    def grow(self, number: int, part: float) -> bool:
+        """The engine takes so much of what was reserved for it, or more than that; but no more than there is."""
+        process = self.processes[number]
+        takes = {
+            device: int(size * (part if self.settings.shown else min(part, 1.0)))
+            for device, size in process.reserve.items()
+        }
+        for device, size in takes.items():
+            taken = sum(other.takes.get(device, 0) for other in self.processes.values() if other is not process)
+            if size > SIZES[device] - self.others[device] - taken:
+                return False
+        process.takes = takes
+        return True
+
+    def ready(self, number: int, part: float, *, good: bool = True) -> None:
+        """The engine answers, or fails, as it does when there is less memory than it takes."""
+        process = self.processes[number]
+        if good and self.grow(number, part):
+            process.state = "serving"
+            self.tell(Loaded(process.model, number, process.takes))
+            return
+        process.state, process.takes = "dead", {}
+        if number not in self.stops:
+            del self.processes[number]
+        self.tell(LoadFailed(process.model, number, EngineFailed("as told")))
+
+    def gone(self, number: int) -> None:
+        """What was to be stopped is."""
+        name = self.stops.pop(number)
+        self.processes.pop(number, None)
+        self.tell(Stopped(name, number))
+
+    def crash(self, number: int) -> None:
+        """The engine ends by itself."""
+        process = self.processes[number]
+        process.state, process.takes = "dead", {}
+        model = self.made.models[process.model]
+        engine = self.made.engines[number]
+        if not engine.stopping and not (model.phase == "unloading" and engine is model.engine):
+            del self.processes[number]
+            self.slots = {ticket: of for ticket, of in self.slots.items() if of != number}
+        self.tell(Exited(process.model, number, "was killed by SIGKILL"))
+
+    # --- time ---
+    def wait(self, seconds: float) -> None:
+        """Time goes on, and what is due then is told."""
+        end = self.now + seconds
+        while due := min(
+            (timer for timer in self.timers.values() if timer[0] <= end), key=lambda of: of[0], default=()
+        ):
+            self.now, event = max(self.now, due[0]), due[1]
+            del self.timers[event.model, type(event)]
+            self.tell(event)
+        self.now = end
+
+    # --- what must be so ---
+    def check(self) -> None:
+        """What always holds."""
+        self._check_engines()
+        for name, model in self.made.models.items():
+            waiting = [*model.queue, *model.later, *model.loads, *model.swaps, *model.unloads]
+            calls = {number for number, call in self.calls.items() if call.model == name}
+            assert sorted(waiting) == sorted(
+                number for number in calls if self.calls[number].open and not self.calls[number].answers
+            ), "everybody who was not answered waits, and nobody else"
+            there, away = model.phase in ("loading", "loaded"), model.phase in ("available", "failed", "restarting")
+            assert there <= (model.engine is not None) <= (not away)
+            if model.phase in ("available", "failed"):
+                assert not waiting
+                assert not model.crashes
+            assert not model.swaps or model.incoming
+            assert not model.later or model.phase == "unloading"
+            assert model.phase != "unloading" or model.engine or model.retiring, "nothing will end it"
+            assert model.phase != "restarting" or (name, RestartDue) in self.timers, "nothing will restart it"
+            assert not model.queue or model.phase != "loaded" or not model.engine or not model.engine.has_slot
+            if model.idle and model.keep_alive_s is not None:
+                due, _ = self.timers[name, IdleDue]
+                assert self.now - 0.01 <= due <= model.idle_since + model.keep_alive_s + 0.01, "it stays too long"
+            assert (name in self.wanted) >= (there or model.phase == "restarting")
+            assert (name in self.wanted) <= (model.phase not in ("available", "failed") or self._draining)
+
+    @property
+    def _draining(self) -> bool:
+        return 0 < self.settings.drain_after <= self.events
+
+    def _check_engines(self) -> None:
+        engines, reserved = self.made.engines, self.made.ledger.reserved
+        assert reserved.keys() == engines.keys(), "the ledger holds what lives"
+        owned = [
+            engine.number
+            for model in self.made.models.values()
+            for engine in (model.engine, model.incoming, *model.retiring.values())
+            if engine
+        ]
+        assert sorted(owned) == sorted(engines), "every engine is one model's"
+        assert self.processes.keys() <= engines.keys()
+        assert set(self.slots.values()) <= engines.keys()
+        for number, engine in engines.items():
+            assert engine.stopping == (number in self.stops)
+            assert engine.stopping or engine.blocked_on <= self.stops.keys(), "nothing will start it"
+            assert engine.stopping or engine.blocked_on or number in self.processes, "it was not started"
+            assert engine.active == {ticket for ticket, of in self.slots.items() if of == number}
+            assert len(engine.active) <= engine.candidate.slots
+            process = self.processes.get(number)
+            serves = process is not None and process.state == "serving" and not engine.stopping
+            for device, size in reserved[number].items():
+                assert size >= engine.layout.reserve[device]
+                assert not process or not serves or size >= process.takes.get(device, 0), "less than is taken"
+
+    def run_out(self) -> None:
+        """All that was begun is carried out, and everybody who was served hangs up: then nothing is left over."""
+        for _ in range(1000):
+            if starting := self.starting():
+                self.ready(starting[0], part=1.0)
+            elif self.stops:
+                self.gone(min(self.stops))
+            elif self.slots:
+                self.hang_up(min(self.slots))
+            elif self.timers:
+                self.wait(max(0.0, min(due for due, _ in self.timers.values()) - self.now))
+            else:
+                break
+            self.check()
+        else:
+            raise AssertionError("it does not come to rest")
+        assert [number for number, call in self.calls.items() if call.open and not call.answers] == []
+        for name, model in self.made.models.items():
+            assert model.phase in ("available", "loaded", "failed"), f"'{name}' is stuck"
+            assert not model.retiring
+            assert model.asked.keys() <= {number for number, call in self.calls.items() if call.open}
