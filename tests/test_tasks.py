@@ -69,3 +69,34 @@ async def test_closing_ends_what_is_started_while_it_closes() -> None:
     await asyncio.sleep(0)
     await tasks.close()
     assert late[0].cancelled()
+
+
+async def test_a_failure_that_was_expected_is_its_callers_business(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = Tasks("pool")
+
+    async def work(error: Exception) -> None:
+        raise error
+
+    for error, logged in ((KeyError("as told"), 0), (RuntimeError("as told"), 1)):
+        caplog.clear()
+        task = tasks.start("load", work(error), expected=(KeyError, ValueError))
+        with pytest.raises(type(error)):
+            await task
+        assert len(caplog.records) == logged
+
+
+async def test_finishing_waits_for_every_task_and_for_what_they_start() -> None:
+    tasks = Tasks("pool")
+    done = []
+
+    async def work(number: int) -> None:
+        await asyncio.sleep(0)
+        if number:
+            tasks.start(f"more {number}", work(number - 1))
+        done.append(number)
+
+    tasks.start("first", work(2))
+    await tasks.finish()
+    assert sorted(done) == [0, 1, 2]
+    assert len(tasks) == 0
+    await tasks.finish()

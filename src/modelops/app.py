@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from modelops.api.errors import ModelOpsError
+from modelops.api.errors import AlreadyLoaded, ModelOpsError
 from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
 from modelops.service import Call, Coordinator, Parts
@@ -54,6 +54,7 @@ class Running:
 
     coordinator: Coordinator
     pool: Pool
+    residents: Residents
     rest: RestServer
     grpc: GrpcServer
     zmq: ZmqServer
@@ -100,7 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         rows = await residents.queries.all() if settings.models.restore else []
         residents.restore(catalog, pool, rows)
         try:
-            yield Running(coordinator, pool, rest, grpc, zmq)
+            yield Running(coordinator, pool, residents, rest, grpc, zmq)
         finally:
             await grpc.drain()
             await arrivals.close()
@@ -143,9 +144,12 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
 async def _get_ready(
     parts: Running, load: Sequence[str], ready: Callable[[Running], Awaitable[None]]
 ) -> StartError | None:
+    await parts.residents.begun()  # what was loaded before comes back as it was wished
     for name in load:
         try:
             await parts.coordinator.load_model(Call("start", "local"), ModelLoadRequest(model_name=name))
+        except AlreadyLoaded:
+            continue
         except ModelOpsError as error:
             return StartError(f"'{name}' could not be loaded: {error.message}")
     # What start-up made stays: without it a full garbage collection is short, and no request waits for one.

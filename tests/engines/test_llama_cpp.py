@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -153,6 +154,84 @@ async def test_an_engine_that_hangs_can_be_left_and_stopped(fake: Make, socket: 
     assert pieces == ["w0 ", "w1 "]
     await engine.stop()
     assert not tree(socket)
+
+
+# --- vectors and scores ---
+async def test_vectors_and_scores_come_in_the_order_of_the_texts(fake: Make) -> None:
+    engine = fake({}, task="embed")
+    await engine.start()
+    vectors, tokens = await engine.embed(["one two", "three", "one two"])
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert tokens == 5
+    await engine.stop()
+    engine = fake({}, task="rerank")
+    await engine.start()
+    assert await engine.rerank("a b", ["b", "c", "b a"]) == ([1.0, 0.0, 2.0], 6)
+
+
+@pytest.mark.parametrize("task", ["embed", "rerank"])
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "message"),
+    [
+        ({"garbage": True}, EngineFailed, "broke the connection"),
+        ({"status": 500}, EngineFailed, "the engine of 'm' answered 500: as told"),
+        ({"status": 400}, InvalidRequest, "the engine refused the request: as told"),
+        ({"die_after": 0}, EngineFailed, "the engine of 'm' was killed by SIGKILL"),
+        (
+            {"status": 500, "says": "input (777 tokens) is too large to process. increase the physical batch size"},
+            InvalidRequest,
+            "a text has 777 tokens, and 'm' is served with a context of 512; shorten it",
+        ),
+    ],
+    ids=["garbage", "500", "400", "dies", "too long"],
+)
+async def test_vectors_and_scores_that_do_not_come_are_the_documented_error(
+    fake: Make, task: str, behaviour: dict[str, Any], kind: type[ModelOpsError], message: str
+) -> None:
+    engine = fake(behaviour, task=task)
+    await engine.start()
+    with pytest.raises(kind, match=re.escape(message)):
+        await (engine.embed(["x"]) if task == "embed" else engine.rerank("x", ["y"]))
+
+
+async def test_an_engine_that_was_not_started_for_it_gives_none(fake: Make) -> None:
+    engine = fake({})
+    await engine.start()
+    with pytest.raises(EngineFailed, match="answered 501"):
+        await engine.embed(["x"])
+
+
+# --- paused ---
+async def test_a_paused_engine_goes_on_where_it_was(fake: Make) -> None:
+    engine = fake({"token_s": 0.01})
+    await engine.start()
+    (program,) = psutil.Process(engine.pid).children()
+    async with contextlib.aclosing(engine.generate(replace(PROMPT, max_tokens=30))) as pieces:
+        found = [(await anext(pieces)).text]
+        engine.pause()
+        while program.status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0.005)
+        engine.resume()
+        found += [piece.text async for piece in pieces]
+    assert "".join(found) == "".join(f"w{number} " for number in range(30))
+    engine.pause()
+    await engine.stop()  # a paused one ends like any other
+    assert (await engine.exited()).reason == "was killed by SIGTERM"
+    engine.pause()  # of what is gone: no harm
+    engine.resume()
+
+
+async def test_what_it_takes_is_its_own_memory_and_its_processes_are_told(fake: Make) -> None:
+    engine = fake({"hold": 100_000})
+    assert (engine.taken_bytes(), engine.pids()) == (0, set())
+    await engine.start()
+    before = engine.taken_bytes()
+    assert before > 50_000 * 1024
+    await text(engine)
+    assert engine.taken_bytes() - before > 40_000 * 1024
+    assert {process.pid for process in psutil.Process(engine.pid).children()} | {engine.pid} == engine.pids()
+    await engine.stop()
+    assert (engine.taken_bytes(), engine.pids()) == (0, set())
 
 
 # --- its key, and its end ---

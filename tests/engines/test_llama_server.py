@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from modelops.api.errors import EngineFailed
 from modelops.engines import llama_server
-from modelops.engines.base import EngineSpec
+from modelops.engines.base import CacheType, EngineSpec, Task
 from modelops.engines.llama_cpp import Engine
 from support import tiny_gguf
 
@@ -39,9 +40,51 @@ async def test_every_flag_of_the_driver_reaches_the_engine(tmp_path: Path) -> No
     assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (2, 2)
     assert (params.n_batch, params.n_ubatch) == (1024, 512)
     assert (params.cache_ram_mib, params.n_gpu_layers) == (7, 5)
+    assert (params.embedding, params.kv_unified, params.pooling_type.name) == (
+        False,
+        False,
+        "LLAMA_POOLING_TYPE_UNSPECIFIED",
+    )
+    assert params.cache_type_k.name == params.cache_type_v.name == "GGML_TYPE_F16"
     assert params.use_jinja
     assert params.endpoint_slots
     assert not params.ui
+
+
+def as_params(spec: EngineSpec, folder: Path) -> Any:
+    """The engine's own parameters for `spec`."""
+    argv = Engine(spec, folder / "e.sock").argv()
+    return llama_server.parameters(llama_server.parser().parse_args(argv[3:]), "a key")
+
+
+@pytest.mark.parametrize(
+    ("task", "pooling", "expected"),
+    [
+        ("embed", "", "LLAMA_POOLING_TYPE_UNSPECIFIED"),
+        ("embed", "mean", "LLAMA_POOLING_TYPE_MEAN"),
+        ("rerank", "", "LLAMA_POOLING_TYPE_RANK"),
+    ],
+)
+async def test_a_text_to_embed_or_to_score_is_computed_in_one_step(
+    tmp_path: Path, task: Task, pooling: Literal["", "mean"], expected: str
+) -> None:
+    params = as_params(replace(SPEC, task=task, pooling=pooling), tmp_path)
+    assert (params.embedding, params.pooling_type.name) == (True, expected)
+    assert params.kv_unified  # or texts that come together are computed in parts
+    assert (params.n_batch, params.n_ubatch) == (1024, 1024)
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q4_0"])
+async def test_the_cache_is_stored_as_wished(tmp_path: Path, cache_type: CacheType) -> None:
+    params = as_params(replace(SPEC, cache_type=cache_type), tmp_path)
+    assert params.cache_type_k.name == params.cache_type_v.name == f"GGML_TYPE_{cache_type.upper()}"
+
+
+async def test_each_gpu_gets_its_share(tmp_path: Path) -> None:
+    params = as_params(replace(SPEC, gpu_layers=5, tensor_split=(2, 3)), tmp_path)
+    assert params.n_gpu_layers == 5
+    assert list(params.tensor_split)[:3] == [2.0, 3.0, 0.0]
+    assert not params.fit_params  # we have decided
 
 
 async def test_layers_are_the_engines_own_choice_unless_given(tmp_path: Path) -> None:

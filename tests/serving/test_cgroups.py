@@ -59,6 +59,10 @@ TREES: dict[str, tuple[Mapping[str, str], Limits]] = {
         {"proc/self/cgroup": "0::/docker/0123\n", f"{GROUP}/memory.max": "100\n", f"{GROUP}/memory.current": "30\n"},
         Limits(memory_limit=100, memory_free=70),
     ),
+    "v2: a path with colons": (
+        {"proc/self/cgroup": "0::/a:b:c\n", f"{GROUP}/a:b:c/cpu.max": "200000 100000\n"},
+        Limits(cores=2),
+    ),
     "v2: the path leads out of the mount": (
         {"proc/self/cgroup": "0::/../other\n", f"{GROUP}/memory.max": "100\n", f"{GROUP}/memory.current": "30\n"},
         Limits(memory_limit=100, memory_free=70),

@@ -231,6 +231,7 @@ def test_a_card_that_does_not_tell_its_memory_keeps_its_number_and_has_none(
 
 def test_without_a_driver_there_are_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus(monkeypatch, Nvml(A100, refused={("init", 0)})) == []
+    assert ThisMachine().cores == devices.usable_cores()
 
 
 def test_a_driver_that_stopped_answering_is_noted(

@@ -63,6 +63,7 @@ def test_where_it_goes(
 ) -> None:
     found = place(Wants(MODEL, asked), free, (), cpu_layers=mode)
     assert (found.layout.split if isinstance(found, Plan) else None) == split
+    assert isinstance(found, Bill) or found.layout.gpu_layers == sum(split or ())
 
 
 #: What goes before what in each mode: the same machine with an idle model in the way, and what is done.

@@ -362,6 +362,11 @@ def test_the_memory_of_the_old_one_counts_for_others_once_it_goes() -> None:
     assert made.tell(down(1)) == [start(4, "other"), wanted("other")]
 
 
+def test_the_requests_of_both_are_counted() -> None:
+    model = scene(*SWAPPED, ask(6), ask(7)).scheduler.models["m"]
+    assert (model.active, model.queued) == (4, 1)
+
+
 def test_the_next_ones_slots_count_from_the_swap_on() -> None:
     made = scene(register(slots=1), *LOADED, ask(2), ask(3), swap(5))
     assert made.tell(up(2)) == [Grant(5), Grant(3, 2)]

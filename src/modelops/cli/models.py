@@ -58,7 +58,8 @@ def unload(client: Client, model: str, force: bool, as_json: bool) -> None:
     """Unload MODEL and give its memory back."""
     with spinner(f"unloading {model}", as_json):
         reply = client.unload(model, force=force)
-    print_json(reply) if as_json else click.echo(f"{reply.message}: {reply.memory_freed_mb} MB are free again")
+    freed = f": {reply.memory_freed_mb} MB are free again" if reply.memory_freed_mb else ""
+    print_json(reply) if as_json else click.echo(f"{reply.message}{freed}")
 
 
 @client_command("models")
@@ -200,11 +201,13 @@ def _print_plan(reply: ModelLoadReply) -> None:
 
 def _placed(plan: LoadPlan) -> str:
     where = ", ".join(
-        f"{device.memory_mb} MB on {device.device}" + (f" ({device.layers} layers)" if device.layers else "")
+        f"{device.memory_mb} MB on {device.device}" + (f" ({_count(device.layers, 'layer')})" if device.layers else "")
         for device in plan.devices
     )
     evicting = f", evicting {' and '.join(plan.evict)}" if plan.evict else ""
-    return (
-        f"{where}{evicting}; context {plan.context_length}, {plan.slots} slots, cache {plan.cache_type}, "
-        f"{plan.threads} threads"
-    )
+    counts = f"{_count(plan.slots, 'slot')}, cache {plan.cache_type}, {_count(plan.threads, 'thread')}"
+    return f"{where}{evicting}; context {plan.context_length}, {counts}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -70,5 +70,6 @@ def watching(model: str, events: Iterable[ModelEvent]) -> bool:
                 status.update(f"{model}: {event.model.message or event.model.status}")
     if event is None or event.model.status == "loaded":
         return event is not None
-    click.echo(f"modelops: '{model}' is {event.model.status}: {event.model.message}", err=True)
+    why = event.model.message or f"it is {event.model.status}"
+    click.echo(f"modelops: '{model}' was not loaded: {why}", err=True)
     return False

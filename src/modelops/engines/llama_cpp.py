@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import re
 import secrets
 import shutil
 import sys
@@ -25,6 +26,8 @@ from modelops.engines.base import EngineSpec, Piece, Prompt
 from modelops.engines.http import Answer, request
 from modelops.engines.process import Exit, Process
 
+#: What is said of a text to embed or to score, with status 500.
+_TOO_LONG = re.compile(r"input \((\d+) tokens\) is (?:too large to process|larger than the max context size)")
 _READY_POLL_S = 0.02
 _LONGEST_REFUSAL = 64 * 1024  # bytes of an error's body that are looked at
 _LONGEST_ANSWER = 64 * 2**20  # bytes of an answer that comes whole
@@ -82,8 +85,13 @@ class Engine:
         program = [spec.executable] if spec.executable else [sys.executable, "-m", "modelops.engines.llama_server"]
         layers = [] if spec.gpu_layers < 0 else ["--n-gpu-layers", str(spec.gpu_layers)]
         split = ["--tensor-split", ",".join(map(str, spec.tensor_split))] if spec.tensor_split else []
-        # Embeddings and scores need the whole input in one step; every slot may bring a full one.
-        task = {"generate": [], "embed": ["--embeddings"], "rerank": ["--reranking"]}[spec.task]
+        # Embeddings and scores need the whole input in one step; every slot may bring a full one. With a cache for each
+        # slot, texts of different lengths that come together are computed in parts, and only the last part counts.
+        task = {
+            "generate": [],
+            "embed": ["--embeddings", "--kv-unified"],
+            "rerank": ["--reranking", "--kv-unified"],
+        }[spec.task]
         pooling = ["--pooling", spec.pooling] if spec.pooling else []
         return [
             *program,
@@ -272,6 +280,11 @@ def _refused(spec: EngineSpec, status: int, body: bytes) -> ModelOpsError:
         return InvalidRequest(
             f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, and '{spec.model_name}' is served with "
             f"a context of {spec.context_length}; shorten it, or raise engine.context_length"
+        )
+    if too_long := _TOO_LONG.search(message):
+        return InvalidRequest(
+            f"a text has {too_long[1]} tokens, and '{spec.model_name}' is served with a context of "
+            f"{spec.context_length}; shorten it, or load the model with a longer context_length"
         )
     if status == 400:
         return InvalidRequest(f"the engine refused the request: {message[:300]}")

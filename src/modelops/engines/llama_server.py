@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("cache-type-k", "cache-type-v"):
         flags.add_argument(f"--{name}", choices=("f16", "q8_0", "q4_0"), default="f16")
     flags.add_argument("--pooling", choices=("mean",))
-    for name in ("jinja", "slots", "no-webui", "embeddings", "reranking"):
+    for name in ("jinja", "slots", "no-webui", "embeddings", "reranking", "kv-unified"):
         flags.add_argument(f"--{name}", action="store_true")
     return flags
 
@@ -69,6 +69,7 @@ def parameters(flags: argparse.Namespace, api_key: str) -> Any:
     params.cache_type_k = xllamacpp.ggml_type[f"GGML_TYPE_{flags.cache_type_k.upper()}"]
     params.cache_type_v = xllamacpp.ggml_type[f"GGML_TYPE_{flags.cache_type_v.upper()}"]
     params.embedding = flags.embeddings or flags.reranking
+    params.kv_unified = flags.kv_unified
     if flags.pooling:
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if flags.reranking:

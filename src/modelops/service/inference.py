@@ -76,9 +76,11 @@ class Inference:
     async def _lease(self, request: _Asking, model_type: types.ModelType, deadline: float) -> AsyncIterator[Lease]:
         """A slot of the request's model, which has to be of that type."""
         name = self._parts.catalog.resolve(request.model_name)
+        if not self._parts.pool.resident(name):  # a model is not loaded for what it cannot do
+            async with _in_time(deadline):
+                _check_type(name, (await self._parts.catalog.find(name, fetch=True)).model_type, model_type)
         async with self._parts.pool.lease(name, deadline, request.keep_alive) as lease:
-            if (found := lease.version.model_type) != model_type:
-                raise InvalidRequest(f"'{name}' is a model of type '{found}'; this takes one of type '{model_type}'")
+            _check_type(name, lease.version.model_type, model_type)
             yield lease
 
     async def _generate(self, call: Call, request: types.InferenceRequest, answer: _Answer) -> AsyncGenerator[Piece]:
@@ -110,6 +112,11 @@ class Inference:
                     answer.add(piece)
                     if piece.text:
                         yield piece
+
+
+def _check_type(name: str, found: types.ModelType, wanted: types.ModelType) -> None:
+    if found != wanted:
+        raise InvalidRequest(f"'{name}' is a model of type '{found}'; this takes one of type '{wanted}'")
 
 
 @contextlib.asynccontextmanager

@@ -45,8 +45,6 @@ class Models:
         wish = _wish(request, self._parts.catalog.wish(name))
         if request.dry_run:
             return await self._dry_run(version, wish)
-        if not self._parts.pool.resident(name):
-            await self._parts.catalog.activate(version)
         if not request.wait and wish.quantization and await self._parts.quantised.would(version):
             self._parts.arrivals.begin(name, "loading", lambda _: self._parts.pool.start_load(version, wish))
             return types.ModelLoadReply(
@@ -69,7 +67,7 @@ class Models:
             return types.ModelUnloadReply(message=f"the file of '{name}' does not come any more")
         if self._parts.arrivals.of(name) and name not in self._parts.catalog.names():
             self._parts.arrivals.forget(name)
-            return types.ModelUnloadReply(message=f"that the file of '{name}' did not come is forgotten")
+            return types.ModelUnloadReply(message=f"the failure of '{name}' is forgotten")
         freed = await self._parts.pool.unload(name, force=request.force, deadline=deadline)
         return types.ModelUnloadReply(message=f"'{request.model_name}' is unloaded", memory_freed_mb=freed // MB)
 
@@ -78,15 +76,13 @@ class Models:
         catalog, dry = self._parts.catalog, request.dry_run
         if request.model_path:
             return await (catalog.peek if dry else catalog.register)(name, request.model_path, request.model_type)
-        version = await catalog.find(name)
+        version = await catalog.find(name, fetch=not dry)
         if "model_type" not in request.model_fields_set or request.model_type == version.model_type:
             return version
         return await (catalog.peek_retyped if dry else catalog.retyped)(version, request.model_type)
 
     async def _fetch_and_load(self, request: types.ModelLoadRequest, name: str) -> None:
         version = await self._parts.catalog.register(name, request.model_path, request.model_type)
-        if not self._parts.pool.resident(name):
-            await self._parts.catalog.activate(version)
         await self._parts.pool.start_load(version, _wish(request, self._parts.catalog.wish(name)))
 
     async def _dry_run(self, version: Version, wish: Wish) -> types.ModelLoadReply:
@@ -201,8 +197,9 @@ class Models:
         chosen = [found for found in catalog.versions(name) if label in ("all", found.label)]
         if not chosen:
             raise NotFound(f"'{name}' has no version '{label}'")
-        if self._parts.pool.resident(name) and (label == "all" or active in chosen):
-            raise Conflict(f"'{name}' {active.label} is loaded; unload it first")
+        used = self._parts.pool.in_use(name)
+        if busy := next((found for found in chosen if found.number in used), None):
+            raise Conflict(f"'{name}' {busy.label} is loaded; unload it first")
         if active in chosen and len(catalog.versions(name)) > len(chosen):
             raise Conflict(f"{active.label} answers for '{name}'; activate another version first")
         freed = await catalog.remove(chosen)

@@ -155,8 +155,10 @@ class Catalog:
         return self.version(name, f"v{number}")
 
     async def activate(self, version: Version) -> None:
-        """From now on `version` answers for its name, after a restart too."""
-        model = self._models[version.model_name]
+        """From now on `version` answers for its name, after a restart too. Raises Conflict where it is gone."""
+        model = self._models.get(version.model_name)
+        if model is None or version.number not in model.versions:
+            raise Conflict(f"'{version.model_name}' {version.label} was removed meanwhile")
         if model.active != version.number:
             model.active, model.previous = version.number, model.active
             await self._residents.set_active(version.model_name, model.active, model.previous)
@@ -172,16 +174,18 @@ class Catalog:
         freed = 0
         # The one that answers is the last to go: whoever looks meanwhile finds it, or no model at all.
         for version in sorted(versions, key=lambda version: version.number == self._models[version.model_name].active):
-            await self._queries.remove(version.model_name, version.number)
             model = self._models[version.model_name]
-            del model.versions[version.number]
+            del model.versions[version.number]  # first: nobody may begin to use it any more
             gone = (version.model_name, version.number)
             self._known = {key: number for key, number in self._known.items() if (key[0], number) != gone}
             if not model.versions:
                 del self._models[version.model_name]
                 await self._residents.remove(version.model_name)
+            await self._queries.remove(version.model_name, version.number)
             others = (found.file for model in self._models.values() for found in model.versions.values())
-            if version.file not in others and version.file.is_relative_to(self._roots[0]):
+            if version.file in others:
+                continue
+            if version.file.is_relative_to(self._roots[0]):
                 self._files.discard(version.file)
                 freed += await asyncio.to_thread(_delete, version.file)
         return freed
@@ -299,15 +303,20 @@ class Catalog:
         root = next((root for root in self._roots if file.is_relative_to(root)), None)
         return str(file.relative_to(root)) if root else file.name
 
-    async def find(self, name: str) -> Version:
+    async def find(self, name: str, *, fetch: bool = False) -> Version:
         """As `active`, but a model whose file was put under a root or replaced since the last look is registered first.
 
-        Raises InvalidRequest where there is a new file, and it is no model.
+        With `fetch` one that the catalogue file names is fetched where that is needed. Raises InvalidRequest where
+        there is a new file, and it is no model.
         """
         if name not in self._models and _NAME.fullmatch(name):
             for file in await asyncio.to_thread(self._scan, name):
                 await self._discover(name, file, strict=True)
         entry = self._entries.get(name)
+        if name not in self._models and entry and entry.source and not fetch:
+            raise NotFound(
+                f"'{name}' is named in the catalogue and has not been fetched yet; its first load fetches it"
+            )
         if name not in self._models and entry and (entry.source or entry.file):
             await self.register(name, entry.source or entry.file, entry.type)
         if await asyncio.to_thread(_replaced, self.active(name)):

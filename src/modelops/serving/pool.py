@@ -139,6 +139,7 @@ class Pool:
         self._running: dict[int, Running] = {}
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._asking: dict[int, ModelOpsError | None] = {}  # requests, and why their slot was taken away
+        self._wishes: dict[str, Wish] = {}  # of what was loaded: how its name is loaded again
         self._tickets = itertools.count(1)
         self._numbers = itertools.count(1)
         self._timers: dict[tuple[str, type], asyncio.TimerHandle] = {}
@@ -177,7 +178,11 @@ class Pool:
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
         """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …"""
-        ticket = await self._begin_load(version, wish)
+        try:
+            async with asyncio.timeout_at(deadline):
+                ticket = await self._begin_load(version, wish)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the time ran out while the load of '{version.model_name}' was prepared") from None
         await self._wait(ticket, Load(ticket, version.model_name), deadline, f"loading '{version.model_name}'")
         await self._noted()
         return self.view(version.model_name)
@@ -204,7 +209,12 @@ class Pool:
         running = self._current(name)
         if running is None:
             raise Conflict(f"'{name}' is not loaded")
-        build = await self._build(version, running.build.wish)
+        try:
+            async with asyncio.timeout_at(deadline):
+                build = await self._build(version, running.build.wish)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the time ran out while '{name}' {version.label} was prepared") from None
+        self._catalog.version(name, version.label)  # it may have been removed meanwhile
         ticket = next(self._tickets)
         event = Swap(ticket, name, build.candidate, _residency(build.wish, self._settings), drain_first)
         swapping = self._tasks.start(f"swap {name}", self._swap(event, version), expected=(ModelOpsError,))
@@ -222,8 +232,9 @@ class Pool:
 
     async def unload(self, name: str, *, force: bool, deadline: float) -> int:
         """Unload `name` and return the bytes given back, after its requests in flight unless `force`."""
-        self._catalog.active(name)
-        if name not in self._scheduler.models:
+        model = self._scheduler.models.get(name)
+        if model is None or model.phase == "available":
+            self._catalog.active(name)
             raise Conflict(f"'{name}' is not loaded")
         held = sum(self._held(name).values())
         ticket = next(self._tickets)
@@ -231,21 +242,30 @@ class Pool:
         await self._noted()
         return held
 
+    def in_use(self, name: str) -> set[int]:
+        """The numbers of the versions of `name` that engines run, are about to run, or still finish with."""
+        builds = {engine.candidate.build for engine in self._scheduler.engines.values() if engine.model == name}
+        model = self._scheduler.models.get(name)
+        if model and model.phase not in ("available", "failed"):
+            builds.add(model.candidate.build)
+        return {self._builds[build].version.number for build in builds if build in self._builds}
+
     @contextlib.asynccontextmanager
     async def borrow(self, name: str, size: int) -> AsyncIterator[None]:
         """Hold `size` bytes of RAM for what is no model, called `name`; idle models may go for it.
 
         Raises InsufficientMemory.
         """
+        number = next(self._numbers)
         wants = Wants(Need(layers=(), output=0, tied=0, host=size, compute=0, parts={name: size}), gpu_layers=0)
-        candidate = Candidate(build=next(self._numbers), wants=wants, slots=0)
-        self._dispatch(Register(name, candidate, Residency(pinned=True)))
+        loan = f"{name} #{number}"  # two may be for the same thing
+        self._dispatch(Register(loan, Candidate(build=number, wants=wants, slots=0), Residency(pinned=True)))
         ticket, longest = next(self._tickets), self._loop.time() + self._settings.server.request_timeout_s
-        await self._wait(ticket, Load(ticket, name), longest, f"waiting for the memory of {name}")
         try:
+            await self._wait(ticket, Load(ticket, loan), longest, f"waiting for the memory of {name}")
             yield
         finally:
-            self._dispatch(Unload(next(self._tickets), name, force=True))
+            self._dispatch(Unload(next(self._tickets), loan, force=True))
 
     async def preview(self, version: Version, wish: Wish) -> tuple[Build, Plan | Bill]:
         """What loading `version` would do now; nothing is done."""
@@ -270,9 +290,8 @@ class Pool:
         return model is not None and model.phase not in ("available", "failed")
 
     def wish(self, name: str) -> Wish | None:
-        """How `name` was wished when it was last built; None if it never was."""
-        model = self._scheduler.models.get(name)
-        return self._builds[model.candidate.build].wish if model else None
+        """How `name` was wished when it was last loaded; None if it never was."""
+        return self._wishes.get(name)
 
     def views(self) -> list[View]:
         """Every registered model as it stands, by name."""
@@ -370,6 +389,9 @@ class Pool:
         running.loaded_at, running.at_load = datetime.now(UTC), engine.taken_bytes()
         log.info("loaded %s in %.1f s", name, self._loop.time() - began)
         self._tasks.start(f"watch {name}", self._watch(name, number, running))
+        self._wishes[name] = running.build.wish
+        with contextlib.suppress(Conflict):  # forgotten while it was loaded: it goes with its engine
+            await self._catalog.activate(version)
         self._dispatch(Loaded(name, number, self._measured(running)))
         await self._catalog.digest(version)
 
@@ -392,15 +414,20 @@ class Pool:
 
     async def _stop(self, name: str, number: int, why: str) -> None:
         running = self._running.get(number)  # none: it was never started
-        if running:
-            if running.starting and not running.starting.done():
-                running.starting.cancel()
-                await asyncio.wait([running.starting])
-            pids = running.engine.pids()
-            await running.engine.stop()
-            await self._shown_free(pids)
-            self._running.pop(number, None)  # not before it is gone: `close` must find one that is still ending
-            log.info("unloaded %s %s: %s", name, running.build.version.label, why)
+        try:
+            if running:
+                if running.starting and not running.starting.done():
+                    running.starting.cancel()
+                    await asyncio.wait([running.starting])
+                pids = running.engine.pids()
+                await running.engine.stop()
+                await self._shown_free(pids)
+                log.info("unloaded %s %s: %s", name, running.build.version.label, why)
+        except Exception:
+            log.exception(
+                "unloading %s failed", name
+            )  # what waits for its memory is told all the same, and looks again
+        self._running.pop(number, None)  # not before it is gone: `close` must find one that is still ending
         self._dispatch(Stopped(name, number))
 
     async def _shown_free(self, pids: set[int]) -> None:
@@ -421,9 +448,10 @@ class Pool:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
         model = self._scheduler.models.get(name)
         if model is None or (model.phase in ("available", "failed") and not model.cooling_s(self._loop.time())):
-            build = self._builds[model.candidate.build] if model else None
-            version = await self._catalog.find(name)
-            await self._register(version, build.wish if build else self._catalog.wish(name))
+            version = None
+            while version is None or self._catalog.active(name).number != version.number:  # another was activated
+                version = await self._catalog.find(name, fetch=True)
+                await self._register(version, self._wishes.get(name) or self._catalog.wish(name))
 
     async def _begin_load(self, version: Version, wish: Wish) -> int:
         name = version.model_name
@@ -441,6 +469,7 @@ class Pool:
         build = await self._build(version, wish)
         name = version.model_name
         model = self._scheduler.models.get(name)
+        self._catalog.version(name, version.label)  # it may have been removed meanwhile
         if model is None or model.phase in ("available", "failed"):
             self._dispatch(Register(name, build.candidate, _residency(wish, self._settings)))
 

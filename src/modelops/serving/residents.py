@@ -47,6 +47,10 @@ class Residents:
         if order:
             self._restoring.start("load", self._load(catalog, pool, order))
 
+    async def begun(self) -> None:
+        """Wait until all that `restore` loads is on its way."""
+        await self._restoring.finish()
+
     async def close(self) -> None:
         """Write what is still to be written."""
         await self._restoring.close()
@@ -57,6 +61,6 @@ class Residents:
         for name, wish in wanted:
             try:
                 if not pool.resident(name):  # its first caller may have been faster
-                    await pool.start_load(await catalog.find(name), wish)
+                    await pool.start_load(await catalog.find(name, fetch=True), wish)
             except ModelOpsError as error:
                 log.warning("%s is wanted and was not loaded: %s", name, error.message)

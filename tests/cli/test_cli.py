@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -18,45 +17,17 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cli.command import environment, modelops, started
 from modelops.api import types
 from modelops.cli import main
 from modelops.client import Client
-from support import Served, put, serving, tiny_gguf, wait_until
+from support import FAKE_ENGINE, Served, put, serving, tiny_gguf, wait_until
 
 LONG = "2000"  # tokens of an answer that no test waits for
-PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 COMMANDS = main.commands
 CLIENTS = sorted(set(COMMANDS) - {"serve", "pull"})
-
-
-def environment(url: str = "", **more: str) -> dict[str, str]:
-    """Ours, without the settings of whoever runs the tests."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
-    return clean | ({"MODELOPS_URL": url} if url else {}) | {"PYTHONWARNINGS": "error"} | more
-
-
-def modelops(*arguments: str, url: str = "", stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """The real command, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "modelops.cli", *arguments],
-        env=environment(url, **env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def started(*arguments: str, url: str) -> subprocess.Popen[str]:
-    """The real command, still running."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "modelops.cli", *arguments],
-        env=environment(url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +252,7 @@ def test_serve_says_what_is_in_its_way(slow: Served, tmp_path: Path) -> None:
 # --- serve ---
 def test_serve_greets_with_calls_that_work_as_they_are_printed(tmp_path: Path) -> None:
     put(tiny_gguf(tmp_path / "m.gguf"), tmp_path / "data" / "models" / "m.gguf")
-    fake = str(Path(__file__).with_name("fake_engine.py"))
+    fake = str(FAKE_ENGINE)
     ports = [word for name in ("rest", "grpc", "zmq") for word in (f"--{name}-port", "0")]
     with subprocess.Popen(
         [sys.executable, "-m", "modelops.cli", "serve", "--data-dir", str(tmp_path / "data"), "--load", "m", *ports],
