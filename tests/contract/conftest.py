@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from contract import wires
-from contract.wires import Wire
+from contract.openapi import conforms
+from contract.refusals import ERRORS, GOOD
+from contract.wires import BY_NAME, TRANSPORTS, Answer, Wire
 from support import Served, serving, tiny_gguf, wait_until
 
 
@@ -54,3 +58,76 @@ def quick(quick_served: Served) -> Iterator[dict[str, Wire]]:
 def tiny(tmp_path: Path) -> Path:
     """A model's file, for coordinators of a test's own."""
     return tiny_gguf(tmp_path / "tiny")
+
+
+@pytest.fixture
+def check(served: Served, real: dict[str, Wire]) -> Callable[..., None]:
+    """Checks a refusal, and that a normal request is answered after it."""
+
+    def check(transport: str, operation: str, answer: Answer, code: str, *named: str) -> None:
+        assert answer.code == code, answer.seen
+        http, rpc = ERRORS[code]
+        if transport == "rest":
+            assert answer.status == http
+            conforms(BY_NAME[operation].route, answer)
+        elif transport == "grpc":
+            assert answer.status in rpc
+            assert answer.request_id
+        assert answer.message
+        for name in named:
+            assert name in answer.message
+        for secret in (str(served.data_dir), str(served.data_dir.parent), "Traceback", "site-packages", "modelops/"):
+            assert secret not in answer.seen
+        after = real[transport].call("infer", GOOD)
+        assert after.code == "", after.seen
+
+    return check
+
+
+# --- models that come and go ---
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A coordinator with a model of each kind for each transport: `gated` is loaded when a file of that name is there,
+    `broken` never, `crashing` once; it fetches from this machine."""
+    folder = tmp_path_factory.mktemp("states")
+    kinds: dict[str, dict[str, Any]] = {
+        "broken": {"load_fails": "error: out of luck"},
+        "plain": {},
+        "crashing": {"load_fails": ["", *["error: not yet"] * 9], "die_after": 1},
+        "gated": {},
+    }
+    behaviours = {
+        f"{kind}-{transport}": behaviour | {"count_file": str(folder / f"starts of {kind}-{transport}")}
+        for kind, behaviour in kinds.items()
+        for transport in TRANSPORTS
+    }
+    for name in behaviours:
+        if name.startswith("gated"):
+            behaviours[name]["ready_file"] = str(folder / "gates" / name)
+    (folder / "gates").mkdir()
+    links = [(name, tiny_gguf(folder / "tiny")) for name in behaviours]
+    env = {"MODELOPS_MODELS__ALLOW_PRIVATE_SOURCES": "true"}
+    fake = {"token_s": 0.02, "models": behaviours}
+    with serving(folder, links=links, fake=fake, env=env) as running:
+        yield running
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def staged_wires(staged: Served) -> Iterator[dict[str, Wire]]:
+    with wires.connected(staged) as found:
+        yield found
+
+
+@pytest.fixture(params=TRANSPORTS)
+def wire(request: pytest.FixtureRequest, staged_wires: dict[str, Wire]) -> Wire:
+    """A client of each transport, of the coordinator whose models come and go."""
+    wire: Wire = staged_wires[request.param]
+    return wire
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """For what is asked meanwhile."""
+    with ThreadPoolExecutor(8) as made:
+        yield made

@@ -71,12 +71,6 @@ class Wire(abc.ABC):
         assert answer.code == "", answer.seen
         return answer.result
 
-    def refused(self, name: str, /, **fields: Any) -> Answer:
-        """The answer to an operation that is refused; over REST it is one that the document has."""
-        answer = self.call(name, fields)
-        assert answer.code, answer.seen
-        return answer
-
     def info(self, model: str) -> pb.ModelInfo:
         """How the model stands."""
         found: pb.ModelInfo = self.ok("get_model", model_name=model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +84,9 @@ class House:
         return view
 
 
+Make = Callable[..., Awaitable[House]]
+
+
 @contextlib.asynccontextmanager
 async def house(
     data_dir: Path, settings: Settings, starts_file: Path, entries: Mapping[str, ModelEntry] | None = None
@@ -104,3 +107,17 @@ async def house(
         pool = Pool(settings, catalog, ThisMachine(), quantised, estimates, data_dir, residents.remember)
         stack.push_async_callback(pool.close)
         yield House(pool, catalog, residents, settings.models_dir, starts_file, others)
+
+
+@contextlib.asynccontextmanager
+async def catalog(root: Path, *more: Path, **entries: ModelEntry) -> AsyncIterator[Catalog]:
+    """The catalog over the state file beside `root`: leaving and entering again is a restart."""
+    database = await open_database(root.parent / "state.db")
+    arrivals = Arrivals()
+    try:
+        opened = Catalog(ModelQueries(database), ResidentQueries(database), [root, *more], arrivals, entries)
+        await opened.open()
+        yield opened
+    finally:
+        await arrivals.close()
+        await database.dispose()
