@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modelops import settings
@@ -22,6 +23,18 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = tmp_path_factory.mktemp("fetched") / "smollm2.gguf"
         asyncio.run(sources.fetch(source, file, lambda _done, _total: None))
     return file
+
+
+@pytest.fixture
+def begun() -> Callable[[], list[psutil.Process]]:
+    """The processes that live below this one and began after the test did, each before its children."""
+    others = psutil.Process().children()
+
+    def begun() -> list[psutil.Process]:
+        mine = [child for child in psutil.Process().children() if child not in others]
+        return [process for child in mine for process in (child, *child.children(recursive=True))]
+
+    return begun
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Quantised copies: what is in them, that they are always the same, and what is left when their making is stopped."""
+"""Quantised copies: what is in them, and that they are always the same."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import os
 import random
 import re
 import resource
-import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,13 +25,12 @@ from hypothesis import strategies as st
 
 import perplexity
 from gguf_files import llama_gguf, llama_weights, plain_gguf, sparse_gguf
-from modelops.api.errors import DeadlineExceeded, DiskFull, InvalidRequest
-from modelops.serving import quant_plan, quantising, quantizer
-from modelops.serving.gguf_reader import Entry, Table, Tensor
-from modelops.serving.quant_plan import Part, Plan, QuantType
-from modelops.serving.quantising import QuantisingFailed, prune, quantise
-from modelops.tasks import Tasks
-from support import tiny_gguf, wait_until
+from modelops.api.errors import DiskFull, InvalidRequest
+from modelops.serving import quantising, quantizer
+from modelops.serving.quant_plan import QuantType
+from modelops.serving.quantising import QuantisingFailed, quantise
+from serving.copies import copied, left
+from support import tiny_gguf
 
 KINDS: tuple[QuantType, ...] = get_args(QuantType)
 #: How far a weight may be moved, as a share of the largest one in its block of 32.
@@ -48,104 +45,6 @@ def no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-async def copied(source: Path, target: Path, kind: QuantType = "Q8_0") -> Plan:
-    plan = await quantising.plan(source, kind)
-    await quantise(plan, target, lambda _done, _total: None)
-    return plan
-
-
-def left(folder: Path) -> list[Path]:
-    """The files in `folder`, hidden ones too."""
-    return [file for file in folder.rglob("*") if file.is_file()]
-
-
-# --- what becomes of a tensor ---
-def part(*tensors: tuple[str, tuple[int, ...], int], **values: Any) -> Part:
-    entries = tuple(Entry(key.replace("__", "."), value, range(0)) for key, value in values.items())
-    made = tuple(Tensor(name, shape, kind, 0, 1) for name, shape, kind in tensors)
-    return Part(Path("m.gguf"), Table(3, entries, made, 32, range(0), 0, b""), 0)
-
-
-F32, F16, Q4_0, Q8_0, Q6_K, I32, BF16 = 0, 1, 2, 8, 14, 26, 30
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "kind", "chosen"),
-    [
-        ("blk.0.attn_q.weight", (64, 64), F16, Q4_0),
-        ("blk.0.attn_q.weight", (64, 64), F32, Q4_0),
-        ("blk.0.attn_q.weight", (64, 64), BF16, Q4_0),
-        ("blk.0.ffn_up_exps.weight", (64, 64, 8), BF16, Q4_0),
-        ("blk.0.ffn_up_exps.weight", (64, 1, 8), BF16, Q4_0),
-        pytest.param("output.weight", (64, 64), F16, Q8_0, id="the output gets more"),
-        pytest.param("token_embd.weight", (64, 64), F16, Q4_0, id="embedding"),
-        pytest.param("blk.0.attn_q.bias", (64, 64), F16, F16, id="no weight"),
-        pytest.param("output_norm.weight", (64,), F32, F32, id="one dimension"),
-        pytest.param("blk.0.x.weight", (64, 1, 1), F16, F16, id="one dimension, written as three"),
-        pytest.param("blk.0.attn_q_norm.weight", (64, 64), F32, F32, id="norm"),
-        pytest.param("blk.0.ffn_gate_inp.weight", (64, 8), F32, F32, id="router"),
-        pytest.param("blk.0.ssm_conv1d.weight", (64, 8), F32, F32, id="convolution"),
-        pytest.param("blk.0.time_mix_w1.weight", (64, 8), F32, F32, id="small matrix"),
-        pytest.param("position_embd.weight", (64, 8), F32, F32, id="positions"),
-        pytest.param("blk.0.attn_q.weight", (48, 64), F32, F16, id="part of a block"),
-        pytest.param("blk.0.attn_q.weight", (48, 64), BF16, BF16, id="part of a block, as small"),
-        pytest.param("blk.0.attn_q.weight", (256, 64), Q6_K, Q6_K, id="quantised already"),
-        pytest.param("blk.0.x.weight", (64, 64), I32, I32, id="integers"),
-    ],
-)
-def test_a_tensor_is_quantised_where_llama_cpp_does_so(
-    name: str, shape: tuple[int, ...], kind: int, chosen: int
-) -> None:
-    others = [(other, (64, 64), F16) for other in ("output.weight", "x.weight") if other != name]
-    plan = quant_plan.plan([part((name, shape, kind), *others)], "Q4_0")
-    assert plan.steps[0].kind == chosen
-
-
-def test_an_embedding_that_is_the_output_too_gets_more() -> None:
-    plan = quant_plan.plan([part(("token_embd.weight", (64, 64), F16))], "Q4_0")
-    assert [step.kind for step in plan.steps] == [Q8_0]
-
-
-@pytest.mark.parametrize(("experts", "chosen"), [(8, Q8_0), (4, Q4_0)])
-def test_keys_and_values_of_eight_experts_get_more(experts: int, chosen: int) -> None:
-    tensors = [(f"blk.0.attn_{name}.weight", (64, 64), F16) for name in "kvq"]
-    values = {"general__architecture": "llama", "llama__expert_count": experts}
-    plan = quant_plan.plan([part(*tensors, **values)], "Q4_0")
-    assert [step.kind for step in plan.steps] == [chosen, chosen, Q4_0]
-
-
-@pytest.mark.parametrize(("kind", "quantised"), [(F16, False), (I32, False), (Q8_0, True), (Q6_K, True)])
-def test_a_plan_tells_whether_the_source_is_quantised_already(kind: int, quantised: bool) -> None:
-    assert quant_plan.plan([part(("a.weight", (256, 2), F16), ("b", (256, 2), kind))], "Q8_0").quantised is quantised
-
-
-@pytest.mark.parametrize("name", ["a.weight", "\ufffd.weight"])
-def test_names_that_are_no_unique_text_are_refused(name: str) -> None:
-    with pytest.raises(InvalidRequest, match="names are not unique text"):
-        quant_plan.plan([part((name, (64, 2), F16)), part(("a.weight", (64, 2), F16))], "Q8_0")
-
-
-@pytest.mark.parametrize("text", ["Q8_0", "q4_1"])
-def test_a_type_is_known_by_its_name(text: str) -> None:
-    assert quant_plan.parse(text) == text.upper()
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("Q4_K_M", r"does not write Q4_K_M; it writes Q8_0, .* llama-quantize"),
-        ("q6_k", "does not write Q6_K"),
-        ("IQ2_XXS", "does not write IQ2_XXS"),
-        ("MXFP4", "does not write MXFP4"),
-        ("F16", "'F16' is no type of quantised weights; the types are Q8_0"),
-        ("", "'' is no type"),
-    ],
-)
-def test_another_type_is_refused_by_name(text: str, reason: str) -> None:
-    with pytest.raises(InvalidRequest, match=reason):
-        quant_plan.parse(text)
 
 
 # --- the copy ---
@@ -386,122 +285,6 @@ async def test_a_folder_that_cannot_be_written_is_told_as_such(tmp_path: Path) -
     assert str(tmp_path) not in failed.value.message
 
 
-# --- the child's life ---
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """A source that takes some seconds."""
-    return sparse_gguf(tmp_path / "large.gguf", 1 << 29)
-
-
-def quantizers(parent: int) -> list[psutil.Process]:
-    """The processes below `parent`: guards, and the children that they guard."""
-    return psutil.Process(parent).children(recursive=True)
-
-
-@asynccontextmanager
-async def under_way(source: Path, target: Path) -> AsyncIterator[list[psutil.Process]]:
-    """A copy in the middle of its making, which is cancelled at the end; its guard, and its child."""
-    plan = await quantising.plan(source, "Q8_0")
-    begun = asyncio.Event()
-    tasks = Tasks("test")
-    work = tasks.start("quantise", quantise(plan, target, lambda done, _total: begun.set() if done else None))
-    try:
-        await begun.wait()
-        yield quantizers(os.getpid())
-    finally:
-        await tasks.close()
-        assert work.cancelled()
-
-
-async def test_the_child_yields_to_others_and_takes_one_core(tmp_path: Path, large: Path) -> None:
-    async with under_way(large, tmp_path / "copy.gguf") as (_guard, worker):
-        assert (worker.nice(), worker.num_threads()) == (10, 1)
-
-
-async def test_cancelling_ends_the_child_and_leaves_nothing(tmp_path: Path, large: Path) -> None:
-    async with under_way(large, tmp_path / "cache" / "copy.gguf") as family:
-        assert len(family) == 2
-        assert [file.parent.name for file in left(tmp_path / "cache")] == [".partial"]
-    assert psutil.wait_procs(family, 0)[1] == []
-    assert left(tmp_path / "cache") == []
-
-
-async def test_a_child_that_hangs_is_ended(tmp_path: Path, large: Path) -> None:
-    plan = await quantising.plan(large, "Q8_0")
-    clock = asyncio.get_running_loop().time
-    family: list[psutil.Process] = []
-    last = clock()
-
-    def hang(done: int, _total: int) -> None:
-        nonlocal last
-        last = clock()
-        if done and not family:
-            family.extend(quantizers(os.getpid()))
-            family[-1].suspend()
-
-    with pytest.raises(DeadlineExceeded, match=r"quantising 'large\.gguf' made no progress in 3 s"):
-        await quantise(plan, tmp_path / "cache" / "copy.gguf", hang, stall_s=3.0)
-    assert clock() - last >= 2.9  # counted from the last progress, not from the start
-    assert psutil.wait_procs(family, 0)[1] == []
-    assert left(tmp_path / "cache") == []
-
-
-async def test_a_child_that_is_killed_is_told_as_such(tmp_path: Path, large: Path) -> None:
-    def kill(done: int, _total: int) -> None:
-        if done:
-            quantizers(os.getpid())[-1].kill()
-
-    plan = await quantising.plan(large, "Q8_0")
-    with pytest.raises(
-        QuantisingFailed, match=r"'large\.gguf' could not be quantised: the quantiser was killed by SIGKILL"
-    ):
-        await quantise(plan, tmp_path / "cache" / "copy.gguf", kill)
-    assert left(tmp_path / "cache") == []
-
-
-PROGRAM = """
-import asyncio, sys
-from pathlib import Path
-from modelops.serving import quantising
-
-async def main(source, target):
-    plan = await quantising.plan(Path(source), "Q8_0")
-    await quantising.quantise(plan, Path(target), lambda done, total: print(done, flush=True))
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-async def test_kill_9_in_the_middle_leaves_no_orphan_and_nothing_to_be_seen(tmp_path: Path, large: Path) -> None:
-    cache = tmp_path / "cache"
-    argv = [sys.executable, "-c", PROGRAM, str(large), str(cache / "copy.gguf")]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
-        lines = parent.stdout
-        assert lines is not None
-        wait_until(lambda: int(lines.readline()) > 0)
-        family = quantizers(parent.pid)
-        assert len(family) == 2
-        parent.send_signal(signal.SIGKILL)
-    assert psutil.wait_procs(family, 2.0)[1] == []
-    (partial,) = left(cache)
-    assert partial.parent == cache / ".partial"
-    assert list(cache.glob("*.gguf")) == []
-
-    # What was left is gone with the next run.
-    await copied(llama_gguf(tmp_path / "m.gguf"), cache / "copy.gguf")
-    assert left(cache) == [cache / "copy.gguf"]
-
-
-async def test_only_what_nobody_works_on_is_pruned(tmp_path: Path, large: Path) -> None:
-    prune(tmp_path / "no such folder")
-    async with under_way(large, tmp_path / "copy.gguf"):
-        (partial,) = (tmp_path / ".partial").iterdir()
-        partial.with_name("other.gguf.0123abcd").touch()
-        (folder := partial.with_name("of a download")).mkdir()
-        prune(tmp_path)
-        assert sorted((tmp_path / ".partial").iterdir()) == [partial, folder]
-
-
 # --- the default model ---
 @pytest.fixture(scope="module")
 def plain(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -511,12 +294,14 @@ def plain(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)  # some 900 tokens, twice, on one thread
-async def test_a_real_model_predicts_as_well_as_before(plain: Path, tmp_path: Path) -> None:
+async def test_a_real_model_predicts_as_well_as_before(
+    plain: Path, tmp_path: Path, begun: Callable[[], list[psutil.Process]]
+) -> None:
     memory: list[int] = []
 
     def look(_done: int, _total: int) -> None:
         with contextlib.suppress(psutil.Error, IndexError):
-            status = Path(f"/proc/{quantizers(os.getpid())[-1].pid}/status").read_text()
+            status = Path(f"/proc/{begun()[-1].pid}/status").read_text()
             memory.append(int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024)
 
     plan = await quantising.plan(plain, "Q8_0")

@@ -8,7 +8,7 @@ import re
 import resource
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -166,13 +166,15 @@ async def test_a_killed_process_loses_nothing_and_leaves_nobody(fetching: Fetchi
     assert server.asked("range") == ["", f"bytes={HALF}-"]
 
 
-async def test_the_end_of_the_fetching_process_is_told_and_mended(fetching: Fetching, server: BadServer) -> None:
+async def test_the_end_of_the_fetching_process_is_told_and_mended(
+    fetching: Fetching, server: BadServer, begun: Callable[[], list[psutil.Process]]
+) -> None:
     answer = server.answers["/m.gguf"] = Answer(CONTENT, hold=HALF)
     tasks = Tasks("test")
     task = tasks.start("fetch", fetching.fetch(server.url("/m.gguf")))
     await asyncio.to_thread(wait_until, lambda: fetching.kept == HALF)
-    for child in psutil.Process().children():
-        child.kill()
+    [child] = begun()
+    child.kill()
     with pytest.raises(FetchFailed, match=r"was ended \(-9\)"):
         await task
     answer.hold = -1
@@ -180,7 +182,9 @@ async def test_the_end_of_the_fetching_process_is_told_and_mended(fetching: Fetc
     assert server.asked("range") == ["", f"bytes={HALF}-"]
 
 
-async def test_a_cancelled_fetch_ends_at_once_and_is_resumed(fetching: Fetching, server: BadServer) -> None:
+async def test_a_cancelled_fetch_ends_at_once_and_is_resumed(
+    fetching: Fetching, server: BadServer, begun: Callable[[], list[psutil.Process]]
+) -> None:
     answer = server.answers["/m.gguf"] = Answer(CONTENT, hold=HALF)
     tasks = Tasks("test")
     tasks.start("fetch", fetching.fetch(server.url("/m.gguf")))
@@ -188,7 +192,7 @@ async def test_a_cancelled_fetch_ends_at_once_and_is_resumed(fetching: Fetching,
     async with asyncio.timeout(3):
         await tasks.close()
     assert server.gone.wait(3)
-    assert psutil.Process().children() == []
+    assert begun() == []
     assert fetching.files == {}
     answer.hold = -1
     await fetching.fetch(server.url("/m.gguf"))
