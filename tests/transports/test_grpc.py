@@ -94,6 +94,19 @@ def test_the_callers_request_id_comes_back_with_a_refusal(method: str, steady: S
     assert (answer.code, answer.request_id) == ("invalid_request", "mine")
 
 
+def test_deadlines_that_pass_while_the_refusal_is_sent_are_no_errors_of_ours(steady: Served) -> None:
+    request = pb.InferenceRequest(model_name="steady", input_text="Hello", max_tokens=500).SerializeToString()
+    with grpc.insecure_channel(steady.grpc) as channel:
+        ask: Any = channel.unary_unary("/ModelOps/Infer", None, None)
+        for _ in range(8):
+            calls = [ask.future(request, timeout=0.02 + number * 0.0005) for number in range(50)]
+            assert {call.code() for call in calls} <= {
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.UNAVAILABLE,  # more wait than may
+            }
+    assert "Traceback" not in steady.log.read_text()
+
+
 def test_a_second_coordinator_on_the_port_is_refused(steady: Served, tmp_path: Path) -> None:
     port = steady.grpc.rpartition(":")[2]
     env = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import uuid
@@ -233,5 +234,8 @@ async def _abort(context: _Context, call: Call, error: ModelOpsError) -> NoRetur
         ("grpc-status-details-bin", rich.SerializeToString()),
         ("x-request-id", call.request_id),
     )
-    await context.abort(status, error.message, trailers)
+    try:
+        await context.abort(status, error.message, trailers)
+    except grpc.aio.InternalError:  # its caller has gone just now, as one does whose deadline is over
+        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
