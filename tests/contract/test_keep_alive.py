@@ -116,7 +116,15 @@ def test_a_model_that_nobody_asks_goes_after_its_load(transport: str, clients: d
     wire, model = clients[transport], f"m-{transport}"
     loaded(wire, model)
     gone(wire, model)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_zero_in_a_load_lets_it_answer_once(transport: str, clients: dict[str, Wire]) -> None:
+    wire, model = clients[transport], f"m-{transport}"
     loaded(wire, model, keep_alive="0s")
+    told = wire.info(model)
+    assert (told.status, told.HasField("expires_at")) == ("loaded", False)
+    wire.ok("infer", model_name=model, **ASK["infer"])
     gone(wire, model)
 
 

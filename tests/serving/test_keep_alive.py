@@ -83,6 +83,18 @@ def test_with_a_keep_alive_of_0_and_nobody_who_waits_any_more_it_leaves_at_once(
     assert made.tell(up(1)) == LEAVES
 
 
+def test_what_was_loaded_on_purpose_with_a_keep_alive_of_0_stays_for_its_first_answer() -> None:
+    made = Scene(register(keep_alive_s=0), load(1))
+    assert made.tell(up(1)) == [Grant(1)]
+    assert made.tell(ask(2), close(2)) == LEAVES
+
+
+def test_and_is_the_first_to_be_evicted() -> None:
+    made = Scene(register("a", keep_alive_s=0, reload_s=99), register("b", reload_s=0.1), register(), size=2 * NEED)
+    made.tell(load(1, "a"), up(1, "a"), load(2, "b"), up(2, "b"))
+    assert made.tell(ask(3))[0] == forgotten("a")
+
+
 def test_without_one_it_stays() -> None:
     made = scene(ask(2), keep_alive_s=None)
     assert made.tell(close(2)) == []
@@ -143,12 +155,12 @@ def test_a_request_on_the_engine_that_was_replaced_counts() -> None:
 
 def test_the_crash_of_the_engine_that_was_replaced_is_the_end_of_its_requests() -> None:
     made = scene(ask(2), swap(3, keep_alive_s=60), up(2))
-    assert made.tell(crash(1)) == [wake(60)]
+    assert made.tell(crash(1)) == [stop(1), wake(60)]
     assert made.after(60).tell(idle()) == [forgotten(), stop(2)]
 
 
 def test_it_ends_after_a_crash_too() -> None:
-    made = scene(ask(2), crash(1), close(2), due())
+    made = scene(ask(2), crash(1), close(2), down(1), due())
     assert made.after(10).tell(up(2)) == [wake(60)]
 
 

@@ -40,7 +40,7 @@ LOADED = (load(1), up(1))
 BUSY = (*LOADED, ask(2), ask(3))
 QUEUED = (*BUSY, ask(4))
 STOPPING = (*LOADED, unload(9))
-CRASHED = (*QUEUED, crash(1))
+CRASHED = (*QUEUED, crash(1), down(1))
 FAILED = (load(1), broken(1))
 GONE = Like(Overloaded, "unloaded")
 
@@ -112,7 +112,12 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], Phase]] = {
         [forgotten(), Revoke(2, GONE), Revoke(3, GONE), Refuse(4, GONE), stop(1)],
         "unloading",
     ),
-    "a crash is restarted at once; who waits goes on waiting": (QUEUED, crash(1), [restart(0.0)], "restarting"),
+    "a crash is restarted at once; who waits goes on waiting": (
+        QUEUED,
+        crash(1),
+        [stop(1), restart(0.0)],
+        "restarting",
+    ),
     "another engine's crash changes nothing": (QUEUED, crash(2), [], "loaded"),
     # unloading
     "who waited before the unload is still served": ([*QUEUED, unload(9)], close(2), [Grant(4, 1)], "unloading"),
@@ -161,7 +166,7 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], Phase]] = {
     ),
     "unloaded: the unload's caller is gone": ([*STOPPING, close(9)], down(1), [], "available"),
     # restarting
-    "an ask waits for the restart": ([*LOADED, crash(1)], ask(2), [], "restarting"),
+    "an ask waits for the restart": ([*LOADED, crash(1), down(1)], ask(2), [], "restarting"),
     "a load does not wait for the pause": (CRASHED, load(5), [start(2), wanted()], "loading"),
     "after the pause it starts": (CRASHED, due(), [start(2), wanted()], "loading"),
     "restarted: who waited is served": ([*CRASHED, due()], up(2), [Grant(4, 2)], "loaded"),
@@ -186,7 +191,7 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], Phase]] = {
     "a drain restarts nothing, and forgets nothing": (
         [*QUEUED, Drain()],
         crash(1),
-        [Refuse(4, Like(EngineFailed, "SIGKILL"))],
+        [stop(1), Refuse(4, Like(EngineFailed, "SIGKILL"))],
         "failed",
     ),
     "a drain answers who waits for a restart": (
@@ -209,7 +214,7 @@ def test_event_has_effects(before: Sequence[Event], event: Event, effects: list[
     assert made.tell(event) == effects
     assert made.phase() == phase
     held = made.scheduler.ledger.reserved
-    assert len(held) == (phase in ("loading", "loaded", "unloading"))
+    assert len(held) == (phase in ("loading", "loaded", "unloading") or stop(1) in effects)
     assert held.keys() == made.scheduler.engines.keys()
 
 
@@ -275,7 +280,10 @@ def test_the_ledger_holds_the_need_from_the_start_and_then_what_was_measured_if_
 
 def test_restarts_in_a_row_pause_longer_each_time_and_the_last_one_fails() -> None:
     made = scene(*QUEUED)
-    pauses, effects, engine = [], made.after(1).tell(crash(1)), 1
+    pauses, engine = [], 1
+    cleared, *effects = made.after(1).tell(crash(1))
+    assert cleared == stop(1)
+    made.tell(down(1))
     while isinstance(effects[0], Wake):
         pauses.append(effects[0].seconds)
         engine += 1
@@ -291,13 +299,13 @@ def test_restarts_in_a_row_pause_longer_each_time_and_the_last_one_fails() -> No
 )
 def test_a_crash_counts_together_with_the_one_before_only_when_it_comes_soon(served_s: float, pause: float) -> None:
     made = scene().after(1000)
-    made.tell(*LOADED, crash(1), due(), up(2))
-    assert made.after(served_s).tell(crash(2)) == [restart(pause)]
+    made.tell(*LOADED, crash(1), down(1), due(), up(2))
+    assert made.after(served_s).tell(crash(2)) == [stop(2), restart(pause)]
 
 
 def test_unloading_forgets_the_crashes() -> None:
-    made = scene(*LOADED, crash(1), due(), up(2), unload(9), down(2), load(10), up(3))
-    assert made.tell(crash(3)) == [restart(BACKOFF_S[0])]
+    made = scene(*LOADED, crash(1), down(1), due(), up(2), unload(9), down(2), load(10), up(3))
+    assert made.tell(crash(3)) == [stop(3), restart(BACKOFF_S[0])]
 
 
 def test_a_failed_model_says_when_to_try_again_and_then_lets_one_try() -> None:
@@ -317,6 +325,15 @@ def test_models_do_not_share_slots_or_queues() -> None:
 
 
 # --- memory ---
+def test_what_a_crashed_engine_held_is_free_when_the_devices_show_it() -> None:
+    made = Scene(register(), *LOADED, crash(1), size=NEED)
+    assert made.reserved == {1: 100}
+    assert made.tell(due()) == [wanted()], "planned, and waits for the dead one's memory"
+    assert made.reserved == {1: 100, 2: 100}
+    assert made.tell(down(1)) == [start(3), wanted()]
+    assert made.reserved == {3: 100}
+
+
 def test_a_model_is_loaded_again_into_the_memory_that_it_gives_back() -> None:
     made = Scene(register(), ask(1), up(1), unload(2), ask(3), close(1), budget=NEED)
     assert made.tell(down(1)) == [Grant(2), start(2), wanted()]
@@ -352,9 +369,11 @@ def test_a_device_that_is_not_shown_any_more_is_not_counted_on() -> None:
 
 def test_a_preview_does_nothing_and_says_what_a_load_would_do() -> None:
     made = scene(*LOADED)
-    assert made.scheduler.preview(candidate(), 0.0, made.room) == Plan(Layout({"cpu": NEED}))
+    preview = made.scheduler.books.preview
+    assert preview(candidate(), "n", 0.0, made.room) == Plan(Layout({"cpu": NEED}))
     bigger = candidate(size=2 * NEED)
-    assert made.scheduler.preview(bigger, 0.0, made.room) == Plan(Layout({"cpu": 2 * NEED}), ("m",))
-    assert isinstance(made.scheduler.preview(bigger, 0.0, made.room, replacing="m"), Bill)
+    assert preview(bigger, "n", 0.0, made.room) == Plan(Layout({"cpu": 2 * NEED}), ("m",))
+    assert isinstance(preview(bigger, "m", 0.0, made.room, beside=True), Bill)
+    assert preview(bigger, "m", 0.0, made.room, after=True) == Plan(Layout({"cpu": 2 * NEED}))
     assert made.reserved == {1: 100}
     assert made.phase() == "loaded"

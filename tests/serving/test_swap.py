@@ -84,27 +84,34 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], str, set[int]]] = {
     ),
     "and it still serves": ([*SWAPPING, broken(2)], close(2), [Grant(4, 1)], "loaded", {1}),
     "and can be swapped again": ([*SWAPPING, broken(2)], swap(6), [start(3, build=2)], "loaded", {1, 3}),
-    "the present one crashes: the next takes its place": (SWAPPING, crash(1), [], "loading", {2}),
-    "and serves who waited": ([*SWAPPING, crash(1)], up(2), [Grant(5), Grant(4, 2)], "loaded", {2}),
+    "the present one crashes: the next takes its place": (SWAPPING, crash(1), [stop(1)], "loading", {1, 2}),
+    "and serves who waited": ([*SWAPPING, crash(1), down(1)], up(2), [Grant(5), Grant(4, 2)], "loaded", {2}),
     "and an ask since then": (
-        [*SWAPPING, crash(1), ask(6)],
+        [*SWAPPING, crash(1), down(1), ask(6)],
         up(2),
         [Grant(5), Grant(4, 2), Grant(6, 2)],
         "loaded",
         {2},
     ),
-    "and a load joins it": ([*SWAPPING, crash(1)], load(6), [], "loading", {2}),
-    "and fails too": (
-        [*SWAPPING, crash(1)],
+    "and a load joins it": ([*SWAPPING, crash(1), down(1)], load(6), [], "loading", {2}),
+    "and fails too: the swap is told, and the one before is restarted for who waits": (
+        [*SWAPPING, crash(1), down(1)],
         broken(2),
-        [*(Refuse(ticket, Like(EngineFailed, "no such tensor")) for ticket in (4, 5)), forgotten()],
-        "failed",
+        [Refuse(5, Like(EngineFailed, "no such tensor")), restart(0.0)],
+        "restarting",
         set(),
     ),
-    "the old one crashes: its requests are lost, no others": (SWAPPED, crash(1), [], "loaded", {2}),
-    "and close without effect": ([*SWAPPED, crash(1), close(2)], close(3), [], "loaded", {2}),
-    "the next one crashes while the old one ends": (SWAPPED, crash(2), [restart(0.0)], "restarting", {1}),
-    "and is restarted beside it": ([*SWAPPED, crash(2)], due(), [start(3, build=2), wanted()], "loading", {1, 3}),
+    "as what it was": ([*SWAPPING, crash(1), down(1), broken(2)], due(), [start(3), wanted()], "loading", {3}),
+    "the old one crashes: its requests are lost, no others": (SWAPPED, crash(1), [stop(1)], "loaded", {1, 2}),
+    "and close without effect": ([*SWAPPED, crash(1), close(2), down(1)], close(3), [], "loaded", {2}),
+    "the next one crashes while the old one ends": (SWAPPED, crash(2), [stop(2), restart(0.0)], "restarting", {1, 2}),
+    "and is restarted beside it": (
+        [*SWAPPED, crash(2), down(2)],
+        due(),
+        [start(3, build=2), wanted()],
+        "loading",
+        {1, 3},
+    ),
     # what is refused
     "a second swap": (SWAPPING, swap(6), [Refuse(6, ON_ITS_WAY)], "loaded", {1, 2}),
     "a swap of what is not loaded": ((), swap(6), [Refuse(6, ON_ITS_WAY)], "available", set()),
@@ -119,7 +126,7 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], str, set[int]]] = {
     ),
     # a drain in the middle
     "a drain lets the swap end": ([*SWAPPING, Drain()], up(2), [Grant(5), Grant(4, 2)], "loaded", {1, 2}),
-    "a drain, and the present one crashes": ([*SWAPPING, Drain()], crash(1), [], "loading", {2}),
+    "a drain, and the present one crashes": ([*SWAPPING, Drain()], crash(1), [stop(1)], "loading", {1, 2}),
     # an unload in the middle
     "an unload does not undo a swap": (
         SWAPPING,
@@ -163,15 +170,15 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], str, set[int]]] = {
         set(),
     ),
     "unloaded with the crash of the last engine": (
-        [*SWAPPED, unload(9), close(4), down(2)],
-        crash(1),
+        [*SWAPPED, unload(9), close(4), down(2), crash(1)],
+        down(1),
         [Grant(9)],
         "available",
         set(),
     ),
     "who asked since is served after it": (
-        [*SWAPPED, unload(9), close(4), down(2), ask(10)],
-        crash(1),
+        [*SWAPPED, unload(9), close(4), down(2), ask(10), crash(1)],
+        down(1),
         [Grant(9), start(3, build=2), wanted()],
         "loading",
         {3},
@@ -191,15 +198,21 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], str, set[int]]] = {
         {1},
     ),
     "a restart is called off while the old one still serves": (
-        [*SWAPPED, ask(6), ask(7), crash(2)],
+        [*SWAPPED, ask(6), ask(7), crash(2), down(2)],
         unload(9),
         [forgotten(), Refuse(7, GONE)],
         "unloading",
         {1},
     ),
-    "and the unload waits for it": ([*SWAPPED, crash(2), unload(9), close(2)], close(3), [stop(1)], "unloading", {1}),
+    "and the unload waits for it": (
+        [*SWAPPED, crash(2), down(2), unload(9), close(2)],
+        close(3),
+        [stop(1)],
+        "unloading",
+        {1},
+    ),
     "or hastens it": (
-        [*SWAPPED, crash(2)],
+        [*SWAPPED, crash(2), down(2)],
         unload(9, force=True),
         [forgotten(), Revoke(2, GONE), Revoke(3, GONE), stop(1)],
         "unloading",
@@ -320,7 +333,7 @@ def test_others_take_the_memory_of_the_next() -> None:
 
 def test_the_present_one_crashes_while_the_next_waits_for_memory() -> None:
     made = evicting()
-    assert made.tell(ask(8), crash(1)) == []
+    assert made.tell(ask(8), crash(1)) == [stop(1)]
     assert made.phase() == "loading"
     assert made.tell(down(2, "idle")) == [start(4, build=2), wanted()]
     assert made.tell(up(4)) == [Grant(7)]
@@ -333,6 +346,8 @@ def test_and_then_it_does_not_fit() -> None:
     error = Like(InsufficientMemory)
     assert made.tell(down(2, "idle")) == [Refuse(10, error), Refuse(7, error), forgotten()]
     assert made.phase() == "available"
+    assert made.reserved == {1: 100}
+    assert made.tell(down(1)) == []
     assert made.reserved == {}
 
 

@@ -108,6 +108,7 @@ class World:
         self.slots: dict[int, int] = {}  # which engine's slot a ticket holds, as its caller knows it
         self.processes: dict[int, Process] = {}
         self.started: set[int] = set()  # all engines that ever were
+        self.used: set[int] = set()  # engines that a slot was ever granted of
         self.stopped: set[int] = set()
         self.stops: dict[int, str] = {}  # engines that are to be stopped: of which model
         self.timers: dict[tuple[str, type], tuple[float, RestartDue | IdleDue]] = {}
@@ -167,6 +168,7 @@ class World:
                     if engine:
                         assert ticket in self.made.engines[engine].active
                         self.slots[ticket] = engine
+                        self.used.add(engine)
                 case Refuse(ticket):
                     self._answered(ticket)
                 case Revoke(ticket):
@@ -221,13 +223,15 @@ class World:
             else:
                 return  # a swap that had waited: its candidate is forgotten
             stay = {number for number, engine in self.made.engines.items() if not self._may_go(engine, name)}
+            if isinstance(event, Swap) and event.drain_first:
+                stay -= {number for number, engine in self.made.engines.items() if engine.model == name}
             free = {device: self.left(device, stay) for device in SIZES}
             assert not isinstance(place(wants, free, (), cpu_layers=self.settings.cpu_layers), Plan), "there is a place"
 
     def _may_go(self, engine: Engine, asking: str) -> bool:
         model = self.made.models[engine.model]
         if engine.stopping:
-            return not model.loads
+            return engine.model == asking or not model.loads
         return engine is model.engine and model.idle and not model.residency.pinned and engine.model != asking
 
     # --- callers ---
@@ -312,11 +316,12 @@ class World:
     def crash(self, number: int) -> None:
         """The engine ends by itself."""
         process = self.processes[number]
-        process.state, process.takes = "dead", {}
+        process.state = "dead"
+        # A GPU's driver is late: it shows the memory as taken until the engine is `gone`.
+        process.takes = {device: size for device, size in process.takes.items() if device != HOST}
         model = self.made.models[process.model]
         engine = self.made.engines[number]
         if not engine.stopping and not (model.phase == "unloading" and engine is model.engine):
-            del self.processes[number]
             self.slots = {ticket: of for ticket, of in self.slots.items() if of != number}
         self.tell(Exited(process.model, number, "was killed by SIGKILL"))
 
@@ -352,7 +357,10 @@ class World:
             assert model.phase != "unloading" or model.engine or model.retiring, "nothing will end it"
             assert model.phase != "restarting" or (name, RestartDue) in self.timers, "nothing will restart it"
             assert not model.queue or model.phase != "loaded" or not model.engine or not model.engine.has_slot
-            if model.idle and model.keep_alive_s is not None:
+            if model.idle and model.keep_alive_s == 0:
+                assert model.engine
+                assert model.engine.number not in self.used, "it has answered, and stays"
+            elif model.idle and model.keep_alive_s is not None:
                 due, _ = self.timers[name, IdleDue]
                 assert self.now - 0.01 <= due <= model.idle_since + model.keep_alive_s + 0.01, "it stays too long"
             assert (name in self.wanted) >= (there or model.phase == "restarting")

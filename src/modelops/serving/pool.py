@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -101,6 +101,7 @@ class Running:
     starting: asyncio.Task[None] | None = None
     loaded_at: datetime | None = None
     last_used_at: datetime | None = None
+    pids: set[int] = field(default_factory=set)  # when it was loaded
     at_load: int = 0  # bytes that it had taken before its first request
     measured: bool = False
 
@@ -270,7 +271,9 @@ class Pool:
     async def preview(self, version: Version, wish: Wish) -> tuple[Build, Plan | Bill]:
         """What loading `version` would do now; nothing is done."""
         build = await self._build(version, wish, dry=True)
-        return build, self._scheduler.preview(build.candidate, self._loop.time(), self._room())
+        return build, self._scheduler.books.preview(
+            build.candidate, version.model_name, self._loop.time(), self._room()
+        )
 
     # --- what anybody may look at ---
     def view(self, name: str) -> View:
@@ -386,7 +389,7 @@ class Pool:
             log.exception("loading %s failed", name)
             self._failed(name, number, InternalError(f"loading '{name}' failed; the log has the reason"))
             return
-        running.loaded_at, running.at_load = datetime.now(UTC), engine.taken_bytes()
+        running.loaded_at, running.pids, running.at_load = datetime.now(UTC), engine.pids(), engine.taken_bytes()
         log.info("loaded %s in %.1f s", name, self._loop.time() - began)
         self._tasks.start(f"watch {name}", self._watch(name, number, running))
         self._wishes[name] = running.build.wish
@@ -406,11 +409,7 @@ class Pool:
         if engine is None or engine.stopping:
             return
         log.warning("the engine of %s %s", name, ended.reason)
-        model = self._scheduler.models[name]
-        if model.phase != "unloading" or model.engine is not engine:
-            del self._running[number]
         self._dispatch(Exited(name, number, ended.reason))
-        await running.engine.stop()  # nothing runs any more: this closes the connections and removes the socket
 
     async def _stop(self, name: str, number: int, why: str) -> None:
         running = self._running.get(number)  # none: it was never started
@@ -419,7 +418,7 @@ class Pool:
                 if running.starting and not running.starting.done():
                     running.starting.cancel()
                     await asyncio.wait([running.starting])
-                pids = running.engine.pids()
+                pids = running.pids | running.engine.pids()
                 await running.engine.stop()
                 await self._shown_free(pids)
                 log.info("unloaded %s %s: %s", name, running.build.version.label, why)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 
 from modelops.api.errors import (
     AlreadyLoaded,
@@ -49,8 +49,8 @@ from modelops.serving.events import (
     Unload,
     Wake,
 )
-from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Ledger, Plan, freed, place
-from modelops.serving.state import Engine, Model, Phase
+from modelops.serving.placement import Bill, CpuLayers, Plan, freed
+from modelops.serving.state import Books, Engine, Model, Phase
 
 #: Seconds before each restart in a row; after the last, the model is failed.
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -64,14 +64,11 @@ class Scheduler:
     def __init__(
         self, *, max_queue: int, autoload: bool, budget: int = 0, cpu_layers: CpuLayers = "before_eviction"
     ) -> None:
-        self.models: dict[str, Model] = {}
-        self.engines: dict[int, Engine] = {}
-        self.ledger = Ledger()
+        self.books = Books(budget, cpu_layers)
+        self.models, self.engines, self.ledger = self.books.models, self.books.engines, self.books.ledger
         self._numbers = itertools.count(1)
         self._max_queue = max_queue
         self._autoload = autoload
-        self._budget = budget  # bytes of RAM for all models together; 0: what the machine has
-        self._cpu_layers = cpu_layers
         self._draining = False
 
     def on(self, event: Event, now: float, room: Room = NO_ROOM) -> list[Effect]:
@@ -83,15 +80,6 @@ class Scheduler:
             self._register(event)
             return []
         return list(self._on(event, self.models[event.model], now, room))
-
-    def preview(self, candidate: Candidate, now: float, room: Room, *, replacing: str = "") -> Plan | Bill:
-        """What a load of `candidate` would do now; `replacing`: the loaded model that it would take the place of.
-
-        What is being stopped counts as gone.
-        """
-        free, holders = self._standing(now, room)
-        holders = [Holder(who.model, who.held) if who.model == replacing else who for who in holders]
-        return place(candidate.wants, freed(free, self._going().values()), holders, cpu_layers=self._cpu_layers)
 
     def _register(self, event: Register) -> None:
         model = self.models.setdefault(event.model, Model(event.candidate, event.residency))
@@ -121,7 +109,7 @@ class Scheduler:
                 engine = self.engines.get(number)
                 if engine is None or engine.stopping:
                     return
-                self._gone(number)
+                self.books.gone(number)
                 yield from self._load_failed(name, model, engine, error, now)
             case Exited(name, number, reason):
                 yield from self._exited(name, model, number, reason, now, room)
@@ -220,6 +208,10 @@ class Scheduler:
         elif model.phase != "loaded" or model.incoming:
             yield Refuse(ticket, Conflict(f"'{name}' is on its way to another state; try again when it is loaded"))
         elif swap.drain_first:
+            plan = self.books.preview(swap.candidate, name, now, room, after=True)
+            if isinstance(plan, Bill):  # better to know before the present one ends
+                yield Refuse(ticket, InsufficientMemory(plan.sentence(name), details=plan.details()))
+                return
             model.candidate, model.residency, model.keep = swap.candidate, swap.residency, None
             model.loads.append(ticket)
             self._enter(model, "unloading", now)
@@ -231,7 +223,7 @@ class Scheduler:
     def _begin_swap(
         self, name: str, model: Model, candidate: Candidate, residency: Residency, now: float, room: Room
     ) -> Iterator[Effect]:
-        plan = self.preview(candidate, now, room, replacing=name)
+        plan = self.books.preview(candidate, name, now, room, beside=True)
         if isinstance(plan, Bill):
             both = "both versions do not fit side by side; with drain_first the present one ends before"
             error = InsufficientMemory(f"{plan.sentence(name)}; {both}", details=plan.details())
@@ -241,11 +233,11 @@ class Scheduler:
         model.incoming.residency = residency
 
     def _begin(self, name: str, model: Model, now: float, room: Room) -> Iterator[Effect]:
-        plan = self.preview(model.candidate, now, room)
+        plan = self.books.preview(model.candidate, name, now, room)
         if isinstance(plan, Bill):
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
-            model.crashes = 0
+            model.crashes, model.fallback = 0, None
             yield from _refuse_all(model, InsufficientMemory(plan.sentence(name), details=plan.details()))
             yield from _forget(name, model)
             return
@@ -258,8 +250,8 @@ class Scheduler:
         self, name: str, candidate: Candidate, plan: Plan, now: float, room: Room
     ) -> Generator[Effect, None, Engine]:
         """Take the plan's memory, and start once what it evicts is gone, and what else is going that it waits for."""
-        free, _ = self._standing(now, room)
-        going = self._going()
+        free = self.books.free(room)
+        going = self.books.going(name)
         engine = Engine(next(self._numbers), name, candidate, plan.layout)
         self.engines[engine.number] = engine
         self.ledger.reserve(engine.number, plan.layout.reserve)
@@ -276,6 +268,7 @@ class Scheduler:
         return engine
 
     def _loaded(self, name: str, model: Model, engine: Engine, now: float) -> Iterator[Effect]:
+        asked_for = bool(model.loads or model.swaps)
         if engine is model.incoming:
             present = model.engine
             assert present is not None
@@ -286,9 +279,13 @@ class Scheduler:
                 yield from self._stop(present, "it was replaced")
         else:
             self._enter(model, "loaded", now)
+            model.fallback = None
             yield from _grant_all(model.loads)
         yield from _fill(model)
-        yield from self._idle(name, model, now)
+        if asked_for and model.keep_alive_s == 0:  # it is there for an answer, which is still to come
+            model.idle_since = now
+        else:
+            yield from self._idle(name, model, now)
 
     def _load_failed(
         self, name: str, model: Model, engine: Engine, error: ModelOpsError, now: float
@@ -299,7 +296,13 @@ class Scheduler:
             yield from self._idle(name, model, now)
             return
         model.engine = None
-        if model.crashes:
+        if model.fallback:
+            (model.candidate, model.residency), model.fallback = model.fallback, None
+            for ticket in model.loads:  # what they asked for is not what is loaded next
+                yield Refuse(ticket, error)
+            model.loads.clear()
+            yield from self._crashed(name, model, error, now)
+        elif model.crashes:
             yield from self._crashed(name, model, error, now)
         else:
             yield from self._fail(name, model, error, now)
@@ -358,15 +361,17 @@ class Scheduler:
             return
         if model.phase == "unloading" and engine is model.engine:
             return  # Stop and Stopped follow when its last request has ended
-        self._gone(number)
-        if model.retiring.pop(number, None):
-            yield from self._left(name, model, number, now, room)
+        engine.active.clear()
+        yield from self._stop(engine, reason)  # nothing of it runs any more: its memory is seen to be free
+        if engine is not model.engine:
             yield from self._idle(name, model, now)
             return
+        model.retiring[number] = engine
         if now - model.changed_at > STABLE_S:
             model.crashes = 0
         model.engine = None
         if model.incoming:  # what was to take its place does so as soon as it can
+            model.fallback = model.candidate, model.residency
             self._become(model, model.incoming)
             self._enter(model, "loading", now)
             model.loads += model.swaps
@@ -377,9 +382,9 @@ class Scheduler:
     def _stopped(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
         if number not in self.engines:
             return
-        self._gone(number)
+        self.books.gone(number)
         if model.retiring.pop(number, None) is None:
-            model.engine, model.crashes, model.keep = None, 0, None
+            model.engine, model.crashes, model.keep, model.fallback = None, 0, None, None
         yield from self._left(name, model, number, now, room)
 
     def _left(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
@@ -404,7 +409,7 @@ class Scheduler:
             if engine.blocked_on or engine.stopping:
                 continue
             model = self.models[engine.model]
-            self._gone(engine.number)
+            self.books.gone(engine.number)
             if engine is model.incoming:
                 model.incoming = None
                 yield from self._begin_swap(engine.model, model, engine.candidate, engine.residency, now, room)
@@ -414,41 +419,10 @@ class Scheduler:
                 yield from self._begin(engine.model, model, now, room)
 
     # --- helpers ---
-    def _standing(self, now: float, room: Room) -> tuple[dict[str, int], list[Holder]]:
-        """What may be reserved on each device now, and who holds what and stays."""
-        free = dict(room.free)
-        for number, sizes in self.ledger.reserved.items():
-            taken = room.taken.get(number, {})
-            for device in sizes.keys() & free.keys():
-                # What is reserved and not taken yet is not free, although the machine shows it so.
-                free[device] -= max(0, sizes[device] - taken.get(device, 0))
-        if self._budget:
-            free[HOST] = min(free.get(HOST, 0), self._budget - self.ledger.total(HOST))
-        going = self._going()
-        holders = []
-        for number, sizes in self.ledger.reserved.items():
-            model = self.models[self.engines[number].model]
-            current = model.engine is not None and model.engine.number == number
-            if number not in going:
-                holders.append(Holder(self.engines[number].model, sizes, model.cost(now) if current else None))
-        return free, holders
-
-    def _going(self) -> dict[int, Mapping[str, int]]:
-        """What the engines hold that are being stopped, but for those whose model is to be loaded again after them."""
-        return {
-            number: self.ledger.reserved[number]
-            for number, engine in self.engines.items()
-            if engine.stopping and not self.models[engine.model].loads
-        }
-
     def _become(self, model: Model, engine: Engine) -> None:
         """What was to take the place of the model's engine does."""
         model.engine, model.incoming = engine, None
         model.candidate, model.residency, model.keep = engine.candidate, engine.residency, None
-
-    def _gone(self, number: int) -> None:
-        self.ledger.release(number)
-        del self.engines[number]
 
     def _crashed(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
         model.crashes += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from modelops.api.errors import ModelOpsError
-from modelops.serving.events import Candidate, Residency
-from modelops.serving.placement import Layout, eviction_cost
+from modelops.serving.events import Candidate, Residency, Room
+from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Layout, Ledger, Plan, eviction_cost, freed, place
 
 Phase = Literal["available", "loading", "loaded", "unloading", "restarting", "failed"]
 
@@ -39,7 +40,7 @@ class Engine:
 @dataclass
 class Model:
     """One model. `engine` is the one that new requests go to; `incoming` is to take its place; `retiring` were replaced
-    and finish what they have."""
+    and finish what they have, or ended by themselves and are being cleared away."""
 
     candidate: Candidate
     residency: Residency
@@ -51,6 +52,7 @@ class Model:
     later: deque[int] = field(default_factory=deque)  # asked while it is unloading: they wait for the next engine
     loads: list[int] = field(default_factory=list)
     swaps: list[int] = field(default_factory=list)
+    fallback: tuple[Candidate, Residency] | None = None  # what a swap was to replace, and what ended meanwhile
     unloads: list[int] = field(default_factory=list)
     keep: Residency | None = None  # of the last request that brought its own
     asked: dict[int, Residency] = field(default_factory=dict)  # by ticket: what its request brought
@@ -98,3 +100,65 @@ class Model:
         return eviction_cost(
             reload_s=self.candidate.reload_s, idle_s=max(0.0, now - self.idle_since), keep_alive_s=self.keep_alive_s
         )
+
+
+@dataclass
+class Books:
+    """All models, all engines, and what of each device is theirs."""
+
+    budget: int = 0  # bytes of RAM for all models together; 0: what the machine has
+    cpu_layers: CpuLayers = "before_eviction"
+    models: dict[str, Model] = field(default_factory=dict)
+    engines: dict[int, Engine] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def preview(
+        self, candidate: Candidate, name: str, now: float, room: Room, *, beside: bool = False, after: bool = False
+    ) -> Plan | Bill:
+        """What a load of `candidate` as the model `name` would do now. What is being stopped counts as gone.
+
+        `beside`: the model's present engine stays until the new one is there. `after`: all its engines are gone before.
+        """
+        gone = self.going(name)
+        if after:
+            gone |= {number: self.ledger.reserved[number] for number, of in self.engines.items() if of.model == name}
+        free = freed(self.free(room), gone.values())
+        holders = self._holders(now, gone)
+        if beside:
+            holders = [Holder(who.model, who.held) if who.model == name else who for who in holders]
+        return place(candidate.wants, free, holders, cpu_layers=self.cpu_layers)
+
+    def free(self, room: Room) -> dict[str, int]:
+        """What may be reserved on each device now."""
+        free = dict(room.free)
+        for number, sizes in self.ledger.reserved.items():
+            taken = room.taken.get(number, {})
+            for device in sizes.keys() & free.keys():
+                # What is reserved and not taken yet is not free, although the machine shows it so.
+                free[device] -= max(0, sizes[device] - taken.get(device, 0))
+        if self.budget:
+            free[HOST] = min(free.get(HOST, 0), self.budget - self.ledger.total(HOST))
+        return free
+
+    def _holders(self, now: float, gone: Collection[int]) -> list[Holder]:
+        """Who holds what, and what evicting it costs, but for the engines that are `gone`."""
+        holders = []
+        for number, sizes in self.ledger.reserved.items():
+            if number not in gone:
+                engine = self.engines[number]
+                model = self.models[engine.model]
+                holders.append(Holder(engine.model, sizes, model.cost(now) if model.engine is engine else None))
+        return holders
+
+    def going(self, asking: str) -> dict[int, Mapping[str, int]]:
+        """What the engines hold that are being stopped, but for another model's that is to be loaded after them."""
+        return {
+            number: self.ledger.reserved[number]
+            for number, engine in self.engines.items()
+            if engine.stopping and (engine.model == asking or not self.models[engine.model].loads)
+        }
+
+    def gone(self, number: int) -> None:
+        """The engine is no more, nor what it held."""
+        self.ledger.release(number)
+        del self.engines[number]
