@@ -112,6 +112,30 @@ async def test_a_model_that_the_catalogue_names_is_registered_on_first_use(root:
 
 
 @pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (ModelEntry(file="sub/a.gguf"), False),
+        (ModelEntry(file="sub/a.gguf", type="llm", slots=3), False),
+        (ModelEntry(slots=3), False),
+        (ModelEntry(source="https://models.example/a.gguf"), False),  # a file of this name was fetched by hand
+        (ModelEntry(file="sub/b.gguf"), True),
+        (ModelEntry(file="sub/a.gguf", type="embedding"), True),
+        (ModelEntry(source="https://models.example/b.gguf"), True),
+    ],
+)
+async def test_what_was_registered_otherwise_than_the_catalogue_says_stays_and_is_told(
+    root: Path, caplog: pytest.LogCaptureFixture, entry: ModelEntry, told: bool
+) -> None:
+    tiny_gguf(root / "sub" / "a.gguf")
+    tiny_gguf(root / "sub" / "b.gguf", general__name="another")
+    async with catalog(root) as models:
+        await models.register("m", "sub/a.gguf", "llm")
+    async with catalog(root, m=entry) as models:
+        assert ("'m' was registered before, and not as the catalogue says now" in caplog.text) is told
+        assert (await models.find("m")).shown_path == "sub/a.gguf"
+
+
+@pytest.mark.parametrize(
     ("entries", "kind"),
     [
         ({}, "llm"),

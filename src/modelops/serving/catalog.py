@@ -99,6 +99,13 @@ class Catalog:
             if model and chosen.active in model.versions:
                 model.active, model.previous = chosen.active, chosen.previous
         await self.refresh()
+        for name, entry in self._entries.items():
+            if name in self._models and not any(self._is_as_written(of, entry) for of in self.versions(name)):
+                log.warning(
+                    "'%s' was registered before, and not as the catalogue says now: it stays as it was; register that "
+                    "as its next version and activate it, or remove '%s' to let it begin anew",
+                    *(name, name),
+                )
 
     async def refresh(self) -> None:
         """Register the files that have been put under the roots since the last look."""
@@ -373,6 +380,16 @@ class Catalog:
     def resolve(self, name: str) -> str:
         """The model that `name`, which may be an alias, means."""
         return self._aliases.get(name, name)
+
+    def _is_as_written(self, version: Version, entry: ModelEntry) -> bool:
+        """Whether the version is what the catalogue's entry names."""
+        if "type" in entry.model_fields_set and version.model_type != entry.type:
+            return False
+        if entry.source:
+            source = sources.parse(entry.source)
+            fetched_otherwise = not version.source and version.file.name == source.name
+            return fetched_otherwise or version.source == _key(source)
+        return not entry.file or any((root / entry.file).resolve() == version.file for root in self._roots)
 
     def _inside(self, file: Path) -> bool:
         return any(file.is_relative_to(root) for root in self._roots)
