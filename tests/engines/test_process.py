@@ -43,6 +43,12 @@ async def said(lines: list[str], text: str) -> None:
         ("kill -SEGV $$", Exit(-11, "was killed by SIGSEGV")),
         ("kill -40 $$", Exit(-40, "was killed by signal 40")),
         ("echo out of memory; kill -ABRT $$", Exit(-6, "was killed by SIGABRT: out of memory")),
+        (
+            "echo x.cu:9: CUDA error; echo 'b.so(abort+0x1)[0x7f]'; exit 1",
+            Exit(1, "ended with status 1: x.cu:9: CUDA error"),
+        ),
+        ("echo error 1; echo exiting due to an error; exit 1", Exit(1, "ended with status 1: error 1")),
+        ("echo exiting due to an error; exit 1", Exit(1, "ended with status 1: exiting due to an error")),
         ("echo 'cannot open /srv/secret/a.gguf'; exit 1", Exit(1, "ended with status 1: cannot open a.gguf")),
         ("echo \"cannot open '$0'\"; exit 1", Exit(1, "ended with status 1: cannot open 'b.gguf'")),
         ("exec /srv/secret/program", None),

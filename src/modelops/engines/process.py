@@ -32,6 +32,9 @@ _KEPT_BACK = ("MODELOPS_", "LLAMA_")
 _FOLDERS = re.compile(r"(?:/[^\s/'\":]+)+/")
 _TROUBLE = re.compile(r"error|fail|cannot|abort|exception|assert|out of memory|terminate", re.IGNORECASE)
 
+#: What says that it ended, and not why: the last words of llama.cpp, and lines of a stack trace.
+_VAGUE = re.compile(r"exiting due to|failed to (?:load model|create_context)|\[0x[0-9a-f]+\]")
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -182,7 +185,8 @@ class Process:
                 how = f"was killed by signal {-code}"
         else:
             how = f"ended with status {code}"
-        said = next((line for line in reversed(self._last) if _TROUBLE.search(line)), "") if code else ""
+        telling = [line for line in reversed(self._last) if _TROUBLE.search(line)] if code else []
+        said = next((line for line in telling if not _VAGUE.search(line)), next(iter(telling), ""))
         # The paths that we gave it are known to the letter; any other is known by its looks.
         for path in self._paths:
             said = said.replace(path, Path(path).name)
