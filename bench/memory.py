@@ -39,7 +39,7 @@ from modelops.serving.gguf import Header, read_header, write_skeleton
 from modelops.serving.memory import MB, Need, need
 
 _ANSWER = 96  # tokens, so that a probe takes a good part of the answer's time
-_GENERATED: dict[str, dict[str, Any]] = {
+GENERATED: dict[str, dict[str, Any]] = {
     "llama 0.4 GB": {"layers": 16, "width": 1536, "feed_forward": 4096, "heads": 24, "kv_heads": 8, "words": 32000},
     "llama 3 GB Q4_0": {
         "layers": 28,
@@ -161,7 +161,7 @@ async def main() -> None:
 async def _files(names: set[str], gemma: Path | None, folder: Path) -> dict[str, Path]:
     files = {
         name: make(folder / f"{name.replace(' ', '-')}.gguf", name.split()[0], **{"width": 1024, "heads": 16} | shape)
-        for name, shape in _GENERATED.items()
+        for name, shape in GENERATED.items()
     }
     known = settings.load(environ={}).models_dir
     for name in ("smollm2", "gemma3-270m"):
@@ -242,7 +242,7 @@ async def _load(
     """What an engine takes: measured here, and as the coordinator keeps it."""
     async with _running(spec, folder) as engine:
         # A generated vocabulary has a token for each letter, a real one for each word.
-        word = "x" if run.name in _GENERATED else "a "
+        word = "x" if run.name in GENERATED else "a "
         await _ask(engine, word * min(run.context - 64, run.prompt or min(run.batch, 512) + 8), 4)
         await asyncio.gather(*(_ask(engine, f"What is {slot}?", 4) for slot in range(spec.slots)))
         unused = projection.copied - (header.input_bytes if header.copied_input else 0)

@@ -296,7 +296,7 @@ class MemoryLine(_message.Message):
     def __init__(self, name: _Optional[str] = ..., mb: _Optional[float] = ...) -> None: ...
 
 class ModelExplanation(_message.Message):
-    __slots__ = ("model_name", "model_version", "computed", "computed_mb", "projected_mb", "measured_mb", "correction_mb", "chosen_mb", "chosen_from", "plan", "refusal")
+    __slots__ = ("model_name", "model_version", "computed", "computed_mb", "projected_mb", "measured_mb", "correction_mb", "chosen_mb", "chosen_from", "plan", "refusal", "per_gpu_mb")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +308,7 @@ class ModelExplanation(_message.Message):
     CHOSEN_FROM_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    PER_GPU_MB_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     computed: _containers.RepeatedCompositeFieldContainer[MemoryLine]
@@ -319,7 +320,8 @@ class ModelExplanation(_message.Message):
     chosen_from: str
     plan: LoadPlan
     refusal: str
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., computed: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., computed_mb: _Optional[float] = ..., projected_mb: _Optional[float] = ..., measured_mb: _Optional[float] = ..., correction_mb: _Optional[float] = ..., chosen_mb: _Optional[float] = ..., chosen_from: _Optional[str] = ..., plan: _Optional[_Union[LoadPlan, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
+    per_gpu_mb: float
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., computed: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., computed_mb: _Optional[float] = ..., projected_mb: _Optional[float] = ..., measured_mb: _Optional[float] = ..., correction_mb: _Optional[float] = ..., chosen_mb: _Optional[float] = ..., chosen_from: _Optional[str] = ..., plan: _Optional[_Union[LoadPlan, _Mapping]] = ..., refusal: _Optional[str] = ..., per_gpu_mb: _Optional[float] = ...) -> None: ...
 
 class RegisterVersionRequest(_message.Message):
     __slots__ = ("model_name", "model_path", "model_type", "wait")

@@ -71,11 +71,11 @@ SETTINGS = {
     "gpus": Setting(
         0,
         {
-            "MODELOPS_MEMORY__SIMULATED_DEVICES": "cpu=250,gpu0=350/50,gpu1=200",
+            "MODELOPS_MEMORY__SIMULATED_DEVICES": "cpu=1000,gpu0=1550/50,gpu1=850",
             "MODELOPS_MEMORY__GPU_RESERVE_MB": "0",
             "MODELOPS_MEMORY__RESERVE_MB": "0",
         },
-        {"cpu": 250, "gpu0": 300, "gpu1": 200},
+        {"cpu": 1000, "gpu0": 1500, "gpu1": 850},
     ),
     "real": Setting(1000, {}, {"cpu": 1000}, ram=True, real=True, contexts=(0, 1024, 2048, 4096, 8192)),
 }

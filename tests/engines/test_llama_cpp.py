@@ -59,6 +59,17 @@ async def fake(socket: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[M
         await engine.stop()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "seen"), [(None, None), ((), "-1"), (("GPU-a",), "GPU-a"), (("GPU-a", "GPU-b"), "GPU-a,GPU-b")]
+)
+async def test_an_engine_sees_the_gpus_of_its_spec(
+    socket: Path, gpus: tuple[str, ...] | None, seen: str | None
+) -> None:
+    environment = Engine(replace(SPEC, gpus=gpus), socket).environment()
+    assert environment.get("CUDA_VISIBLE_DEVICES") == seen
+    assert environment.keys() - {"CUDA_VISIBLE_DEVICES"} == {"LLAMA_API_KEY"}
+
+
 def tree(socket: Path) -> list[psutil.Process]:
     """Every process that was started for the engine at `socket`."""
     found = []

@@ -8,9 +8,18 @@ from modelops.serving.memory import Need
 from modelops.serving.placement import HOST
 
 
-def need(layers: Sequence[int] = (), *, output: int = 0, tied: int = 0, host: int = 0, compute: int = 0) -> Need:
+def need(
+    layers: Sequence[int] = (),
+    *,
+    output: int = 0,
+    tied: int = 0,
+    host: int = 0,
+    compute: int = 0,
+    driver: int = 0,
+    visiting: int = 0,
+) -> Need:
     """A need of so many bytes."""
-    return Need(tuple(layers), output, tied, host, compute, parts={})
+    return Need(tuple(layers), output, tied, host, compute, {}, driver, visiting)
 
 
 def machine(host: int, *gpus: int) -> dict[str, int]:
@@ -23,7 +32,8 @@ def reserve(need: Need, split: Sequence[int]) -> Mapping[str, int]:
     devices = [HOST] * (len(need.layers) + 1 - sum(split))
     devices += [f"gpu{number}" for number, count in enumerate(split) for _ in range(count)]
     *of_layers, of_output = devices
-    held = {HOST: need.host + need.compute} | {device: need.compute for device in devices if device != HOST}
+    beside = need.compute + need.driver + (need.visiting if HOST in devices else 0)
+    held = {HOST: need.host + need.compute} | {device: beside for device in devices if device != HOST}
     for size, device in zip(need.layers, of_layers, strict=True):
         held[device] += size
     held[of_output] += need.output + (0 if of_output == HOST else need.tied)

@@ -102,6 +102,8 @@ def _case(pick: random.Random, *, gpus: int, layers: int, holders: int, size: in
             tied=pick.choice([0, pick.randint(0, size)]),
             host=pick.randint(0, size),
             compute=pick.randint(0, size // 2),
+            driver=pick.choice([0, pick.randint(0, size)]),
+            visiting=pick.choice([0, pick.randint(0, size)]),
         )
 
     # Rooms of the order of the need: where everything fits, or nothing does, little is decided.
@@ -133,6 +135,8 @@ def _less(of: Need, pick: random.Random) -> Need:
         tied=of.tied,
         host=int(of.host * part),
         compute=int(of.compute * part),
+        driver=of.driver,
+        visiting=int(of.visiting * part),
     )
 
 

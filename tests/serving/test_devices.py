@@ -162,6 +162,9 @@ class Nvml:
     def nvmlDeviceGetName(self, handle: int) -> Any:  # noqa: N802
         return self.told("name", handle or 0)
 
+    def nvmlDeviceGetUUID(self, handle: int) -> Any:  # noqa: N802
+        return self.told("uuid", handle or 0)
+
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> Any:  # noqa: N802
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.told("processes", handle or 0)]
 
@@ -175,15 +178,18 @@ class Nvml:
 
 A100: dict[str, Any] = {
     "name": "A100",
+    "uuid": "GPU-a1",
     "memory": (40 * MB, 30 * MB),
     "processes": [(7, 4 * MB), (8, 5 * MB), (7, MB)],
     "busy": 60,
     "heat": 55,
 }
 T4: dict[str, Any] = {"name": b"T4", "memory": (16 * MB, 16 * MB), "processes": [(9, None)], "busy": 0, "heat": 30}
+T4["uuid"] = b"GPU-b2"
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, nvml: Nvml) -> list[Device]:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     host, *found = ThisMachine().devices()
     assert host.device == "cpu"
@@ -192,13 +198,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch, nvml: Nvml) -> list[Device]:
 
 def test_every_card_is_told_with_who_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus(monkeypatch, Nvml(A100, T4)) == [
-        Device("gpu0", "A100", 40 * MB, 30 * MB, 60.0, 55.0, {7: 5 * MB, 8: 5 * MB}),
-        Device("gpu1", "T4", 16 * MB, 16 * MB, 0.0, 30.0, {9: 0}),
+        Device("gpu0", "A100", 40 * MB, 30 * MB, 60.0, 55.0, {7: 5 * MB, 8: 5 * MB}, "GPU-a1"),
+        Device("gpu1", "T4", 16 * MB, 16 * MB, 0.0, 30.0, {9: 0}, "GPU-b2"),
     ]
 
 
 def test_they_are_read_fresh_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     card = A100.copy()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(card))
     machine = ThisMachine()
     assert machine.devices()[1].free == 30 * MB
@@ -206,7 +213,32 @@ def test_they_are_read_fresh_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.devices()[1].free == 10 * MB
 
 
-@pytest.mark.parametrize("what", ["processes", "busy", "heat", "name"])
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        (None, ["gpu0", "gpu1", "gpu2"]),
+        ("", []),
+        ("-1", []),
+        ("1", ["gpu1"]),
+        ("2, 0", ["gpu0", "gpu2"]),
+        ("GPU-c", ["gpu2"]),
+        ("0,7,1", ["gpu0"]),
+        ("GPU-,0", []),  # it could be any
+        ("MIG-c3", []),
+    ],
+)
+def test_only_what_programs_may_see_is_used(written: str | None, seen: list[str]) -> None:
+    cards = [Device(f"gpu{number}", "", 1, 1, uuid=f"GPU-{letter}") for number, letter in enumerate("abc")]
+    assert [card.device for card in devices.visible(cards, written)] == seen
+
+
+def test_that_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(A100, T4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [device.device for device in ThisMachine().devices()] == ["cpu", "gpu1"]
+
+
+@pytest.mark.parametrize("what", ["processes", "busy", "heat", "name", "uuid"])
 def test_a_card_that_does_not_tell_something_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     full = gpus(monkeypatch, Nvml(A100))[0]
     (card,) = gpus(monkeypatch, Nvml(A100, refused={(what, 0)}))
@@ -216,6 +248,7 @@ def test_a_card_that_does_not_tell_something_is_there_all_the_same(monkeypatch: 
         "busy": (card.utilization_percent, full.utilization_percent, 0.0),
         "heat": (card.temperature_celsius, full.temperature_celsius, 0.0),
         "name": (card.name, full.name, "NVIDIA"),
+        "uuid": (card.uuid, full.uuid, ""),
     }
     assert all((now == otherwise) if key == what else (now == before) for key, (now, before, otherwise) in told.items())
 

@@ -13,9 +13,18 @@ from ggufs import make
 from modelops.engines.base import EngineSpec
 from modelops.engines.llama_cpp import Engine
 from modelops.engines.probe import Projection, Share
-from modelops.serving.estimates import Estimates, Past, choose, measured_bytes, projected_bytes, settings_key
+from modelops.serving.estimates import (
+    Estimates,
+    Past,
+    Taken,
+    beside_units,
+    choose,
+    measured_bytes,
+    projected_bytes,
+    settings_key,
+)
 from modelops.serving.gguf import Header, read_header
-from modelops.serving.memory import LIBRARY_BYTES, MB, Need, need
+from modelops.serving.memory import DRIVER_LIBRARY_BYTES, LIBRARY_BYTES, MB, Need, need
 from modelops.store.database import open_database
 from modelops.store.estimates import EstimateQueries
 from support import FAKE_ENGINE
@@ -33,6 +42,11 @@ SPEC = EngineSpec(
     load_timeout_s=20.0,
     stop_timeout_s=2.0,
 )
+
+
+def header_of(folder: Path, words: int) -> Header:
+    """A file's header, each another's."""
+    return read_header(make(folder / f"{words}.gguf", words=words))
 
 
 def computed(total: int = 1000 * MB) -> Need:
@@ -99,10 +113,51 @@ def test_what_the_engine_does_not_project_comes_on_top() -> None:
     assert projected_bytes(projection, computed()) == (955 + 100) * MB
 
 
+def on_gpu() -> Need:
+    """Two layers and an output of 100 MB each."""
+    parts = {"weights": 320, "compute": 40, "process": 70, "driver": 350, "prompt cache": 30}
+    layers, output = (100 * MB, 100 * MB), 100 * MB
+    host = (sum(parts.values()) - 340) * MB
+    sizes = {name: size * MB for name, size in parts.items()}
+    return Need(layers, output, tied=0, host=host, compute=40 * MB, parts=sizes, driver=600 * MB)
+
+
+GPU = Projection({"Host": Share(20 * MB, 0, 15 * MB), "CUDA0": Share(200 * MB, 100 * MB, 38 * MB)})
+
+
 def test_what_gpus_take_is_counted_as_the_formula_counts_it() -> None:
-    projection = Projection({"Host": Share(200 * MB, 0, 5 * MB), "CUDA0": Share(700 * MB, 50 * MB, 5 * MB)})
-    assert projected_bytes(projection, computed()) == (205 + 755 + 100) * MB
-    assert measured_bytes(90 * MB, projection, computed()) == (90 + 200 + 755 + 30) * MB + LIBRARY_BYTES
+    assert projected_bytes(GPU, on_gpu()) == (35 + 300 + 450) * MB
+    assert beside_units(GPU, on_gpu()) == 38 * MB
+    assert beside_units(None, on_gpu()) == beside_units(Projection({"Host": Share(1, 2, 3)}), on_gpu()) == 40 * MB
+
+
+@pytest.mark.parametrize(("gpu_layers", "mapped", "moved"), [(3, 20, 300), (2, 20 + 80, 200), (1, 20 + 80 + 90, 100)])
+def test_of_what_gpus_hold_ram_takes_nothing(gpu_layers: int, mapped: int, moved: int) -> None:
+    weights = [80 * MB, 90 * MB]
+    beside = LIBRARY_BYTES + DRIVER_LIBRARY_BYTES + 30 * MB
+    assert measured_bytes(210 * MB, GPU, on_gpu(), weights, gpu_layers) == (210 + mapped + moved) * MB + beside
+
+
+async def test_what_a_gpu_holds_for_the_driver_is_learnt_from_any_load(
+    queries: EstimateQueries, tmp_path: Path
+) -> None:
+    estimates = Estimates(queries, ask=False)
+    header, other = header_of(tmp_path, 300), header_of(tmp_path, 301)
+    first = await estimates.estimate(SPEC, header, on_gpu(), "gpu")
+    assert first.need.driver == 600 * MB
+    taken = Taken(at_load=200 * MB, answered=210 * MB, gpu_layers=3, per_gpu=700 * MB)
+    await estimates.loaded(SPEC, header, on_gpu(), taken, "gpu")
+    for known in (header, other):
+        assert (await estimates.estimate(SPEC, known, on_gpu(), "gpu")).need.per_gpu == 700 * MB
+    await estimates.loaded(SPEC, other, on_gpu(), replace(taken, per_gpu=680 * MB), "gpu")
+    assert (await estimates.estimate(SPEC, header, on_gpu(), "gpu")).need.per_gpu == 700 * MB
+    third, experts = header_of(tmp_path, 302), replace(header_of(tmp_path, 303), experts=(8, 2))
+    assert (await estimates.estimate(SPEC, third, on_gpu(), "gpu")).need.per_gpu == 680 * MB, "the least of any"
+    assert (await estimates.estimate(SPEC, experts, on_gpu(), "gpu")).need.per_gpu > 680 * MB, "its kind takes more"
+    taken = Taken(at_load=200 * MB, answered=210 * MB, gpu_layers=3)  # now the driver does not tell
+    await estimates.loaded(SPEC, header, on_gpu(), taken, "gpu")
+    assert (await estimates.estimate(SPEC, header, on_gpu(), "gpu")).need.per_gpu == 700 * MB
+    assert (await estimates.estimate(SPEC, header, computed(), "cpu")).need.driver == 0
 
 
 def test_mapped_weights_count_and_copied_ones_count_once() -> None:
@@ -160,7 +215,8 @@ async def test_what_was_loaded_once_is_known_better(queries: EstimateQueries, tm
     assert first.total == first.projected
     engine = Engine(spec, tmp_path / "e.sock")
     await engine.start()
-    measured = await estimates.loaded(spec, header, sized(spec, header), engine.taken_bytes())
+    taken = Taken(engine.taken_bytes(), engine.taken_bytes())
+    measured = await estimates.loaded(spec, header, sized(spec, header), taken)
     await engine.stop()
     assert first.total == pytest.approx(measured, abs=32 * MB)
 

@@ -7,7 +7,20 @@ from collections.abc import Sequence
 import pytest
 
 from modelops.api.errors import AlreadyLoaded, Conflict, EngineFailed, InsufficientMemory, Overloaded
-from modelops.serving.events import Candidate, Drain, Effect, Event, Grant, Refuse, Register, Revoke, Room, Start, Wake
+from modelops.serving.events import (
+    Candidate,
+    Drain,
+    Effect,
+    Event,
+    Grant,
+    Grown,
+    Refuse,
+    Register,
+    Revoke,
+    Room,
+    Start,
+    Wake,
+)
 from modelops.serving.placement import MB, Bill, Layout, Plan, Wants
 from modelops.serving.scheduler import BACKOFF_S, STABLE_S, Scheduler
 from modelops.serving.state import FAILED_S, Phase
@@ -276,6 +289,16 @@ def test_the_ledger_holds_the_need_from_the_start_and_then_what_was_measured_if_
     assert scene(load(1)).reserved == {1: 100}
     assert scene(load(1), up(1, memory=80 * MB)).reserved == {1: 100}
     assert scene(load(1), up(1, memory=130 * MB)).reserved == {1: 130}
+
+
+def test_what_an_engine_is_seen_to_take_later_is_held_too() -> None:
+    made = scene(*LOADED)
+    assert made.tell(Grown("m", 1, {"cpu": 90 * MB})) == []
+    assert made.reserved == {1: 100}
+    assert made.tell(Grown("m", 1, {"cpu": 130 * MB, "gpu7": 5 * MB})) == []
+    assert made.reserved == {1: 130}
+    made.tell(unload(9), Grown("m", 1, {"cpu": 170 * MB}), Grown("m", 2, {"cpu": 170 * MB}))
+    assert made.reserved == {1: 130}, "it is going, and another is not there"
 
 
 def test_restarts_in_a_row_pause_longer_each_time_and_the_last_one_fails() -> None:

@@ -77,6 +77,23 @@ def test_with_gpus_the_engine_is_told_where_each_layer_goes(
     assert (spec.gpu_layers, spec.tensor_split) == (layers, told)
 
 
+@pytest.mark.parametrize(
+    ("split", "sees", "told"),
+    [
+        ((3, 0), ("GPU-a",), (3,)),
+        ((0, 2), ("GPU-b",), (2,)),
+        ((2, 1), ("GPU-a", "GPU-b"), (2, 1)),
+        ((0, 0), (), ()),
+    ],
+)
+def test_an_engine_sees_no_other_gpus_than_its_own(
+    tiny: Path, split: tuple[int, ...], sees: tuple[str, ...], told: tuple[int, ...]
+) -> None:
+    spec = laid_out(tuned(tiny, gpus=True).spec, Layout({HOST: 1}, split), ["GPU-a", "GPU-b"])
+    assert (spec.gpus, spec.tensor_split, spec.gpu_layers) == (sees, told, sum(split))
+    assert laid_out(spec, Layout({HOST: 1}, (1, 1)), ["GPU-a", ""]).tensor_split == (1, 1), "one is not known"
+
+
 def test_what_serves_answers_embeds_or_scores_by_its_models_type(tiny: Path) -> None:
     specs = {kind: tuned(tiny, model_type=kind, context_length=1024).spec for kind in ("llm", "embedding", "reranker")}
     assert {kind: spec.task for kind, spec in specs.items()} == {

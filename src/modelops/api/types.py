@@ -374,6 +374,7 @@ class ModelExplanation(Response):
     chosen_from: str = Field("", description="Where the chosen figure comes from, in words.")
     plan: LoadPlan | None = Field(None, description="Where it is, or would be, placed.")
     refusal: str = Field("", description="Why it could not be loaded now, where it could not.")
+    per_gpu_mb: float = Field(0.0, description="What each GPU that takes layers holds beside them; 0: there are none.")
 
 
 class RegisterVersionRequest(Request):

@@ -103,6 +103,8 @@ def explain(client: Client, model: str, as_json: bool) -> None:
     for name, size in sums.items():
         click.echo(f"{name:<26}" + (f"{size:>10.1f} MB" if size else f"{'-':>10}"))
     click.echo(f"{'a load reserves':<26}{found.chosen_mb:>10.1f} MB   ({found.chosen_from})")
+    if found.per_gpu_mb:
+        click.echo(f"{'on each GPU beside layers':<26}{found.per_gpu_mb:>10.1f} MB")
     if found.refusal:
         click.echo(f"now: {found.refusal}")
     elif found.plan:

@@ -16,7 +16,8 @@ class EngineSpec:
     """How one model is to be run.
 
     `context_length` is in tokens for each slot; `gpu_layers` is -1 for "the engine decides", and counts the output as
-    one layer more; `tensor_split` says how many of them each GPU takes, empty for "the engine decides";
+    one layer more; `gpus` are those that the engine sees, by UUID, None for all that there are; `tensor_split` says how
+    many of its layers each of them takes, empty for "the engine decides";
     `load_timeout_s` and `stop_timeout_s` bound the start and the end.
     """
 
@@ -31,6 +32,7 @@ class EngineSpec:
     gpu_layers: int
     load_timeout_s: float
     stop_timeout_s: float
+    gpus: tuple[str, ...] | None = None
     tensor_split: tuple[int, ...] = ()
     cache_type: CacheType = "f16"
     context_checkpoints: int = 0  # copies of windows and states that each slot may keep, to go back in a prompt

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,22 @@ class Engine:
             *(*layers, *split, *task, *pooling, "--jinja", "--slots", "--no-webui"),
         ]
 
+    def environment(self) -> Mapping[str, str]:
+        """What the command finds in its environment beside our own: its key, and the GPUs that it may see.
+
+        A GPU that an engine sees costs memory there, even where it lays nothing on it.
+        """
+        key = {"LLAMA_API_KEY": self._key}
+        if self.spec.gpus is None:
+            return key
+        return key | {"CUDA_VISIBLE_DEVICES": ",".join(self.spec.gpus) or "-1"}
+
     async def start(self) -> None:
         """Start and wait until requests are answered. On failure nothing is left running; raises ModelOpsError."""
         started = False
         try:
             async with asyncio.timeout(self.spec.load_timeout_s):
-                await self._process.start(self.argv(), {"LLAMA_API_KEY": self._key})
+                await self._process.start(self.argv(), self.environment())
                 await self._ready()
             started = True
         except TimeoutError:

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import tempfile
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -75,6 +74,11 @@ class Projection:
         return sum(share.total for share in self.devices.values())
 
     @property
+    def on_gpus(self) -> int:
+        """What it would take of all GPUs together."""
+        return self.total - self.host.total
+
+    @property
     def host(self) -> Share:
         """What it would take of RAM."""
         return self.devices.get(HOST, Share())
@@ -98,12 +102,15 @@ async def project(spec: EngineSpec, timeout_s: float = 10.0) -> Projection | Non
     process = Process(f"probe {spec.model_name}", on_line)
     try:
         with tempfile.TemporaryDirectory(prefix="modelops-probe-") as folder:
-            socket, key = Path(folder) / "e.sock", secrets.token_urlsafe(24)
-            argv = [*Engine(spec, socket).argv(), "--verbosity", "4", "--fit", "on"]
+            socket = Path(folder) / "e.sock"
+            engine = Engine(spec, socket)
+            argv, env = [*engine.argv(), "--verbosity", "4", "--fit", "on"], engine.environment()
             try:
-                await process.start(argv, {"LLAMA_API_KEY": key})
+                await process.start(argv, env)
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-                await _first(timeout_s, told=told.wait(), ended=process.exited(), serving=_serving(socket, key))
+                await _first(
+                    timeout_s, told=told.wait(), ended=process.exited(), serving=_serving(socket, env["LLAMA_API_KEY"])
+                )
             finally:
                 await process.kill()
     except OSError as error:

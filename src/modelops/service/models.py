@@ -153,6 +153,7 @@ class Models:
             correction_mb=_mb(estimate.correction or 0),
             chosen_mb=_mb(estimate.total),
             chosen_from=estimate.source,
+            per_gpu_mb=_mb(estimate.need.per_gpu) if estimate.need.driver else 0.0,
             plan=None if isinstance(found, Bill) else told.plan(build, found),
             refusal=found.sentence(version.model_name) if isinstance(found, Bill) else "",
         )

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from modelops.api import types
 from modelops.serving.arrivals import Arrival
+from modelops.serving.builds import Build
 from modelops.serving.catalog import Version
 from modelops.serving.placement import HOST, MB, Plan
-from modelops.serving.pool import Build
 from modelops.serving.views import View
 
 
@@ -59,7 +59,8 @@ def arriving(arrival: Arrival[object], name: str, present: types.ModelInfo | Non
 def plan(build: Build, found: Plan) -> types.LoadPlan:
     """How a model would be run."""
     spec, layout = build.tuned.spec, found.layout
-    layers = {f"gpu{number}": count for number, count in enumerate(layout.split)}
+    gpus = [device for device in layout.reserve if device != HOST]
+    layers = dict(zip(gpus, filter(None, layout.split), strict=True))
     layers[HOST] = len(build.tuned.need.layers) + 1 - layout.gpu_layers
     return types.LoadPlan(
         needed_mb=build.estimate.total // MB,

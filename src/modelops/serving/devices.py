@@ -25,7 +25,8 @@ _SIMULATED = re.compile(r"(?P<device>cpu|gpu\d+)=(?P<total>\d+)(/(?P<used>\d+))?
 class Device:
     """One device, "cpu" for the host's RAM and "gpu0", "gpu1", … in NVML's order. Sizes in bytes.
 
-    `used_by` is what each process holds, where the device tells; `simulated` devices do not show what engines take.
+    `used_by` is what each process holds, where the device tells; `uuid` is the driver's name for a GPU, which no other
+    has; `simulated` devices do not show what engines take.
     """
 
     device: str
@@ -35,6 +36,7 @@ class Device:
     utilization_percent: float = 0.0
     temperature_celsius: float = 0.0
     used_by: Mapping[int, int] = field(default_factory=dict)
+    uuid: str = ""
     simulated: bool = False
 
     @property
@@ -145,10 +147,27 @@ def _gpus(nvml: Any) -> list[Device]:
     if nvml is None:
         return []
     try:
-        return [_gpu(nvml, number) for number in range(nvml.nvmlDeviceGetCount())]
+        found = [_gpu(nvml, number) for number in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
         log.warning("the GPUs cannot be read: %s", error)
         return []
+    return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(gpus: Sequence[Device], written: str | None) -> list[Device]:
+    """Those of `gpus` that a CUDA_VISIBLE_DEVICES as `written` lets programs see; None: all.
+
+    Read as CUDA reads it: numbers, here those of nvidia-smi, or beginnings of UUIDs, up to the first that names none.
+    """
+    if written is None:
+        return list(gpus)
+    seen = set()
+    for name in map(str.strip, written.split(",")):
+        named = [gpu for gpu in gpus if gpu.device == f"gpu{name}" or (name and gpu.uuid.startswith(name))]
+        if len(named) != 1:
+            break
+        seen.add(named[0].device)
+    return [gpu for gpu in gpus if gpu.device in seen]
 
 
 def _gpu(nvml: Any, number: int) -> Device:
@@ -156,6 +175,7 @@ def _gpu(nvml: Any, number: int) -> Device:
     handle = _told(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(number), None)
     memory = _told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle), None)
     name = _told(nvml, lambda: nvml.nvmlDeviceGetName(handle), "NVIDIA")
+    uuid = _told(nvml, lambda: nvml.nvmlDeviceGetUUID(handle), "")
     used_by: dict[int, int] = {}
     for process in _told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), ()):
         used_by[process.pid] = used_by.get(process.pid, 0) + (process.usedGpuMemory or 0)
@@ -163,13 +183,18 @@ def _gpu(nvml: Any, number: int) -> Device:
     heat = _told(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU), 0)
     return Device(
         f"gpu{number}",
-        name.decode() if isinstance(name, bytes) else str(name),
+        _text(name),
         int(memory.total) if memory else 0,
         int(memory.free) if memory else 0,
         utilization_percent=float(busy),
         temperature_celsius=float(heat),
         used_by=used_by,
+        uuid=_text(uuid),
     )
+
+
+def _text(told: Any) -> str:
+    return told.decode() if isinstance(told, bytes) else str(told)
 
 
 def _told(nvml: Any, ask: Any, otherwise: Any) -> Any:

@@ -21,7 +21,7 @@ from modelops.api.errors import ModelOpsError
 from modelops.engines.base import EngineSpec
 from modelops.engines.probe import Projection, Share, project
 from modelops.serving.gguf import Header, write_skeleton
-from modelops.serving.memory import LIBRARY_BYTES, MB, Need
+from modelops.serving.memory import DRIVER_LIBRARY_BYTES, LIBRARY_BYTES, MB, Need, more_driver
 from modelops.store.estimates import EstimateQueries, EstimateRow
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,18 @@ class Past:
     computed: int
     projected: int | None
     measured: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an engine was seen to take, in bytes: of RAM at its load and after its first answer, as
+    `Process.taken_bytes` says; `gpu_layers` of its units are on GPUs, of which each holds `per_gpu` beside them (0: the
+    driver does not tell)."""
+
+    at_load: int
+    answered: int
+    gpu_layers: int = 0
+    per_gpu: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,14 @@ class Estimate:
         return [f"{name:<10}  {text}" for name, text in told if text]
 
 
-def choose(computed: Need, projected: int | None, same: Past | None, other: Past | None) -> Estimate:
+def choose(
+    computed: Need, projected: int | None, same: Past | None, other: Past | None, driver: int | None = None
+) -> Estimate:
     """The best figure there is. Pure, but that it logs a formula that is far off.
 
     `same` is a load with the same settings: what it took. Else `other`, one of the same file with other settings: what
     is foretold now and what that one took more than was foretold then. Else what is foretold: by the engine, or by
-    our formula where the engine foretells nothing.
+    our formula where the engine foretells nothing. `driver` replaces the formula's, of each GPU.
     """
     foretold = computed.total if projected is None else projected
     correction = None
@@ -100,7 +114,7 @@ def choose(computed: Need, projected: int | None, same: Past | None, other: Past
     if reference and abs(computed.total - reference) > _TELLING * reference:
         log.warning("the formula says %s where the engine says %s", _mb(computed.total), _mb(reference))
     return Estimate(
-        need=computed.corrected(total - computed.total),
+        need=computed.corrected(total - computed.total, driver),
         computed=computed.total,
         projected=projected,
         measured=same.measured if same else None,
@@ -125,20 +139,35 @@ def projected_bytes(projection: Projection, computed: Need) -> int:
 
     All devices together, as the formula has it: what a GPU takes, RAM would take without it.
     """
-    return projection.total + computed.beside
+    moved = computed.total - computed.unmovable if projection.on_gpus else 0
+    return projection.host.total + moved + computed.beside
 
 
-def measured_bytes(taken: int, projection: Projection | None, computed: Need) -> int:
+def beside_units(projection: Projection | None, computed: Need) -> int:
+    """What a GPU that takes every unit holds beside them, but for its driver: as the engine says, else our formula."""
+    if projection and projection.on_gpus:
+        return projection.on_gpus - sum(computed.units)
+    return computed.compute
+
+
+def measured_bytes(
+    taken: int, projection: Projection | None, computed: Need, weights: Sequence[int] = (), gpu_layers: int = 0
+) -> int:
     """What a load takes, from the `taken` bytes of RAM that are the process's own once it has answered a request.
 
     To these come the pages of files that it maps, which the machine could take back, but would read again for the next
     token: its libraries, and the weights that it has not copied into another order. How many of them are resident is
-    not asked: it says what else the machine was doing. What fills later counts in full, and what GPUs hold as the
-    engine projected it.
+    not asked: it says what else the machine was doing. What fills later counts in full. The last `gpu_layers` units
+    are on GPUs, and count as the formula has them; `weights` are those of each layer, of which RAM maps the rest.
     """
     mapped = projection.host.model - projection.copied if projection else computed.parts.get("weights", 0)
-    on_gpus = projection.total - projection.host.total if projection else 0
-    return taken + mapped + on_gpus + LIBRARY_BYTES + computed.later
+    if not gpu_layers:
+        return taken + mapped + LIBRARY_BYTES + computed.later
+    stay = max(0, len(computed.layers) + 1 - gpu_layers)
+    on_gpus = sum(computed.layers[stay:]) + computed.output
+    # The projection is of a GPU that takes every unit; without one, all weights count as mapped, and some twice.
+    mapped = mapped + sum(weights[:stay]) if projection else mapped - sum(weights[stay:]) - computed.output
+    return taken + mapped + on_gpus + LIBRARY_BYTES + DRIVER_LIBRARY_BYTES + computed.later
 
 
 class Estimates:
@@ -164,18 +193,21 @@ class Estimates:
                 )
                 if projection:  # else it may be asked again: a busy machine may have kept it from answering in time
                     await self._queries.put(row)
-        chosen = choose(
-            computed, row.projected or None, _past(row), next((p for p in map(_past, _others(rows, key)) if p), None)
-        )
-        return replace(chosen, projection=_from_json(row.projection))
+            driver = row.driver or computed.driver
+            if not row.driver and (least := await self._queries.least_driver(device)):
+                driver = least + more_driver(header)
+        projection = _from_json(row.projection)
+        if computed.driver:  # what a GPU holds beside units and the formula's computing
+            driver += beside_units(projection, computed) - computed.compute
+        other = next((past for past in map(_past, _others(rows, key)) if past), None)
+        chosen = choose(computed, row.projected or None, _past(row), other, driver)
+        return replace(chosen, projection=projection)
 
-    async def loaded(
-        self, spec: EngineSpec, header: Header, computed: Need, taken: int, device: str = "cpu", *, at_load: int = 0
-    ) -> int:
+    async def loaded(self, spec: EngineSpec, header: Header, computed: Need, taken: Taken, device: str = "cpu") -> int:
         """Keeps what a load was measured to take, and returns it.
 
-        `taken` is what `Process.taken_bytes` says after a first answer: before it, buffers are not touched yet. A short
-        prompt leaves much of them untouched still, so what it said `at_load`, and all of computing, is the least.
+        Before a first answer buffers are not touched yet. A short prompt leaves much of them untouched still, so what
+        was taken at the load, and all of computing, is the least.
         """
         key = settings_key(spec)
         row = next((row for row in await self._queries.of(header.digest, device) if row.settings == key), None)
@@ -183,8 +215,12 @@ class Estimates:
             row = EstimateRow(header.digest, key, device, computed.total, 0, "", 0, 0.0)
         projection = _from_json(row.projection)
         compute = projection.host.compute if projection else computed.compute
-        measured = measured_bytes(max(taken, at_load + compute), projection, computed)
-        await self._queries.put(replace(row, measured=measured, at=time.time()))
+        measured = measured_bytes(
+            max(taken.answered, taken.at_load + compute),
+            *(projection, computed, [layer.weights for layer in header.blocks], taken.gpu_layers),
+        )
+        driver = max(0, taken.per_gpu - beside_units(projection, computed)) if taken.per_gpu else row.driver
+        await self._queries.put(replace(row, measured=measured, driver=driver, at=time.time()))
         return measured
 
 

@@ -114,6 +114,15 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Grown:
+    """The engine was looked at while it serves; it takes `memory` bytes on each device."""
+
+    model: str
+    engine: int
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class LoadFailed:
     """The engine did not come up, and nothing of it is left."""
 
@@ -166,6 +175,7 @@ Event = (
     | Unload
     | Close
     | Loaded
+    | Grown
     | LoadFailed
     | Exited
     | Stopped

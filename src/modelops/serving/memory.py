@@ -26,6 +26,13 @@ _PROCESS_BYTES = 19 * MB
 _TOKEN_BYTES = 210
 _MERGE_BYTES = 280
 _SLOT_BYTES = MB // 4
+#: What NVIDIA's driver and libraries keep for a process: on each GPU that it uses, and of RAM the process's own and
+#: the pages of their files. Measured on an H100 with CUDA 13 for ten architectures (610 to 715 MB of the GPU); a load
+#: that is measured says what they are here.
+DRIVER_BYTES = 616 * MB
+_MORE_DRIVER_BYTES = 90 * MB  # with experts, or recurrent layers
+_DRIVER_RAM_BYTES = 180 * MB
+DRIVER_LIBRARY_BYTES = 170 * MB
 #: What an engine lays out before it loads, and so projects; and what fills only while it serves.
 _PROJECTED = frozenset({"weights", "kv cache", "kv cache (windows)", "recurrent state", "compute"})
 _LATER = frozenset({"prompt cache", "context checkpoints"})
@@ -38,7 +45,9 @@ class Need:
     `layers` is each repeating layer with its cache or state, in order; `output` the output head and the last norm,
     which follow the last layer onto a GPU. Where the head is the embeddings once more, `tied` is the copy that a GPU
     would hold; RAM holds none. `host` stays in RAM whatever the GPU takes. `compute` is needed on every device that
-    has layers. `parts` names what all this is made of, for an explanation; their sum is `total`.
+    has layers; beside it each GPU holds `driver`: what its driver keeps there for a process, and where layers stay in
+    RAM `visiting`: a copy of one layer's cache, to compute a prompt for it. `parts` names what is in RAM when all of it
+    is, for an explanation; their sum is `total`.
     """
 
     layers: tuple[int, ...]
@@ -47,6 +56,23 @@ class Need:
     host: int
     compute: int
     parts: Mapping[str, int]
+    driver: int = 0
+    visiting: int = 0
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """What a GPU can take, in order: the layers, then the output."""
+        return (*self.layers, self.output + self.tied)
+
+    @property
+    def per_gpu(self) -> int:
+        """What each GPU that takes units holds beside them."""
+        return self.compute + self.driver
+
+    @property
+    def unmovable(self) -> int:
+        """What stays in RAM when GPUs take all units."""
+        return self.host + self.compute
 
     @property
     def total(self) -> int:
@@ -63,9 +89,10 @@ class Need:
         """What it takes only after it has served for a while."""
         return sum(size for name, size in self.parts.items() if name in _LATER)
 
-    def corrected(self, extra: int) -> Need:
-        """The same need with `extra` bytes more (or less) of RAM, as measured."""
-        return replace(self, host=self.host + extra, parts={**self.parts, "correction": extra}) if extra else self
+    def corrected(self, extra: int, driver: int | None = None) -> Need:
+        """The same need with `extra` bytes more (or less) of RAM, as measured, and `driver` on each GPU, if given."""
+        found = self if driver is None else replace(self, driver=driver)
+        return replace(found, host=self.host + extra, parts={**self.parts, "correction": extra}) if extra else found
 
 
 def need(
@@ -78,6 +105,7 @@ def need(
     cache_type: str = "f16",
     checkpoints: int = 0,
     whole: bool = False,
+    on_gpu: bool = False,
     adapters: Sequence[Header] = (),
 ) -> Need:
     """What an engine takes with `slots` contexts of `context_length` tokens each, and with `adapters` loaded beside.
@@ -85,7 +113,7 @@ def need(
     `checkpoints` is how many copies of its windows and states the server may keep for each slot
     (`--ctx-checkpoints`), to go back to; of a state it has one from the first answer on (`create_checkpoint` in
     `tools/server/server-context.cpp`). With `whole` a step is a batch, of which every token gives something, as in
-    texts that are embedded or scored.
+    texts that are embedded or scored. `on_gpu`: GPUs may take some of it, and then their driver takes memory too.
     """
     context = _padded(context_length)
     step = min(batch_size, batch_size if whole else _LARGEST_STEP, context * slots)
@@ -103,6 +131,7 @@ def need(
         "compute": compute,
         "outputs": _outputs(header.vocabulary, slots),
         "process": _process(header, slots),
+        "driver": _DRIVER_RAM_BYTES + DRIVER_LIBRARY_BYTES if on_gpu else 0,
         "state copies": first_copies,
         "lora": sum(adapter.weight_bytes for adapter in adapters),
         "context checkpoints": checkpoints * (windowed + sum(states)) - first_copies,
@@ -116,7 +145,14 @@ def need(
         host=sum(parts.values()) - sum(layers) - header.output_bytes - compute,
         compute=compute,
         parts={name: size for name, size in parts.items() if size},
+        driver=DRIVER_BYTES + more_driver(header) if on_gpu else 0,
+        visiting=max(caches, default=0),
     )
+
+
+def more_driver(header: Header) -> int:
+    """What NVIDIA's libraries keep on a GPU for this model and not for others."""
+    return _MORE_DRIVER_BYTES if header.experts[1] or header.state_length else 0
 
 
 def _outputs(vocabulary: int, slots: int) -> int:

@@ -128,7 +128,7 @@ def bill(wants: Wants, free: Mapping[str, int], holders: Sequence[Holder], cpu_l
         fewer = next((count for count in counts if fits(wants.need, count)), None)
         would += [] if fewer is None else [f"gpu_layers {fewer or -1}"]
     return Bill(
-        needed=wants.need.total,
+        needed=wants.need.total + (wants.need.driver if len(free) > 1 and wants.gpu_layers != 0 else 0),
         free={device: max(size, 0) for device, size in free.items()},
         reserved=_held(holders, free),
         evictable=_held([holder for holder in holders if holder.cost is not None], free),
@@ -183,20 +183,22 @@ def _exactly(count: int) -> _Way:
 
 def _offloaded(need: Need, free: Mapping[str, int], count: int) -> Layout | None:
     """The last `count` units on GPUs: on the fullest one that takes them all, else on as few as will do."""
-    units = [*need.layers, need.output + need.tied][-count:]
+    units = need.units[-count:]
     host = _host_bytes(need, count)
     if host > free.get(HOST, 0):
         return None
+    # A prompt is computed by GPUs for the layers that stay in RAM, too.
+    beside = need.per_gpu + (need.visiting if count <= len(need.layers) else 0)
     gpus = [device for device in free if device != HOST]
     by_room = sorted(gpus, key=lambda device: (-free[device], gpus.index(device)))
-    alone = next((device for device in reversed(by_room) if sum(units) + need.compute <= free[device]), None)
+    alone = next((device for device in reversed(by_room) if sum(units) + beside <= free[device]), None)
     if alone:
-        return _layout(need, gpus, {alone: units}, host)
+        return _layout(gpus, {alone: units}, host, beside)
     for several in range(2, len(gpus) + 1):
         chosen = by_room[:several]
-        runs = _runs(units, [device for device in gpus if device in chosen], free, need.compute)
+        runs = _runs(units, [device for device in gpus if device in chosen], free, beside)
         if runs:
-            return _layout(need, gpus, runs, host)
+            return _layout(gpus, runs, host, beside)
     return None
 
 
@@ -206,13 +208,13 @@ def _host_bytes(need: Need, count: int) -> int:
 
 
 def _runs(
-    units: Sequence[int], gpus: Sequence[str], free: Mapping[str, int], compute: int
+    units: Sequence[int], gpus: Sequence[str], free: Mapping[str, int], beside: int
 ) -> dict[str, list[int]] | None:
     """The units in runs over `gpus`, each filled before the next: no other way of this order takes more of them."""
     runs: dict[str, list[int]] = {}
     left = list(units)
     for device in gpus:
-        room = free[device] - compute
+        room = free[device] - beside
         run: list[int] = []
         while left and left[0] <= room:
             room -= left[0]
@@ -222,8 +224,8 @@ def _runs(
     return None if left else runs
 
 
-def _layout(need: Need, gpus: Sequence[str], runs: Mapping[str, Sequence[int]], host: int) -> Layout:
-    reserve = {HOST: host} | {device: sum(units) + need.compute for device, units in runs.items()}
+def _layout(gpus: Sequence[str], runs: Mapping[str, Sequence[int]], host: int, beside: int) -> Layout:
+    reserve = {HOST: host} | {device: sum(units) + beside for device, units in runs.items()}
     return Layout(reserve, tuple(len(runs.get(device, ())) for device in gpus))
 
 

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from modelops.api.errors import (
     shutting_down,
 )
 from modelops.engines.llama_cpp import Engine
+from modelops.serving.builds import Build, Builds
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
-from modelops.serving.estimates import Estimate, Estimates
+from modelops.serving.estimates import Estimates
 from modelops.serving.events import (
     BEGINNERS,
     NO_ROOM,
@@ -38,6 +38,7 @@ from modelops.serving.events import (
     Event,
     Exited,
     Grant,
+    Grown,
     Load,
     Loaded,
     LoadFailed,
@@ -57,8 +58,9 @@ from modelops.serving.events import (
 from modelops.serving.memory import Need
 from modelops.serving.placement import HOST, MB, Bill, Layout, Plan, Wants
 from modelops.serving.quantised import Quantised
+from modelops.serving.running import Running, room
 from modelops.serving.scheduler import Scheduler
-from modelops.serving.tuning import Tuned, laid_out, tune
+from modelops.serving.tuning import laid_out
 from modelops.serving.turns import Turns
 from modelops.serving.views import Lease, View, view_of
 from modelops.serving.wishes import Wish
@@ -72,38 +74,9 @@ _LAST_WORDS_S = 1.0
 #: Longest wait for a GPU to show the memory of a process that is gone: drivers lag.
 _SHOWN_FREE_S = 5.0
 _SHOWN_FREE_POLL_S = 0.02
-#: How fast a file is read from a disk, to know what losing a model costs before it was ever loaded.
-_READ_BYTES_PER_S = 500e6
-
 #: Told which models a restart has to load again: the name, and how it was wished; None: not any more. What it returns
 #: is done when that is written.
 Remember = Callable[[str, Wish | None], asyncio.Task[None] | None]
-
-
-@dataclass(frozen=True)
-class Build:
-    """A version, and how it is run: what an engine is started from."""
-
-    version: Version
-    wish: Wish
-    tuned: Tuned
-    estimate: Estimate
-    candidate: Candidate
-
-
-@dataclass
-class Running:
-    """An engine that was started, by its number."""
-
-    build: Build
-    layout: Layout
-    engine: Engine
-    starting: asyncio.Task[None] | None = None
-    loaded_at: datetime | None = None
-    last_used_at: datetime | None = None
-    pids: set[int] = field(default_factory=set)  # when it was loaded
-    at_load: int = 0  # bytes that it had taken before its first request
-    measured: bool = False
 
 
 class Pool:
@@ -122,8 +95,6 @@ class Pool:
         self._settings = settings
         self._catalog = catalog
         self._machine = machine
-        self._cores = machine.cores
-        self._quantised = quantised
         self._estimates = estimates
         self._runtime_dir = runtime_dir
         self._remember = remember
@@ -136,7 +107,7 @@ class Pool:
             budget=settings.memory.budget_mb * MB,
             cpu_layers=settings.memory.cpu_layers,
         )
-        self._builds: dict[int, Build] = {}
+        self._builds = Builds(settings.engine, machine, quantised, estimates)
         self._running: dict[int, Running] = {}
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._asking: dict[int, ModelOpsError | None] = {}  # requests, and why their slot was taken away
@@ -144,7 +115,7 @@ class Pool:
         self._tickets = itertools.count(1)
         self._numbers = itertools.count(1)
         self._timers: dict[tuple[str, type], asyncio.TimerHandle] = {}
-        self._turns = Turns(self._cores, self._pause)
+        self._turns = Turns(machine.cores, self._pause)
         self._idle: asyncio.Event | None = None
 
     # --- what callers want ---
@@ -249,7 +220,7 @@ class Pool:
         model = self._scheduler.models.get(name)
         if model and model.phase not in ("available", "failed"):
             builds.add(model.candidate.build)
-        return {self._builds[build].version.number for build in builds if build in self._builds}
+        return {build.version.number for build in map(self._builds.get, builds) if build}
 
     @contextlib.asynccontextmanager
     async def borrow(self, name: str, size: int) -> AsyncIterator[None]:
@@ -257,7 +228,7 @@ class Pool:
 
         Raises InsufficientMemory.
         """
-        number = next(self._numbers)
+        number = self._builds.number()
         wants = Wants(Need(layers=(), output=0, tied=0, host=size, compute=0, parts={name: size}), gpu_layers=0)
         loan = f"{name} #{number}"  # two may be for the same thing
         self._dispatch(Register(loan, Candidate(build=number, wants=wants, slots=0), Residency(pinned=True)))
@@ -270,7 +241,7 @@ class Pool:
 
     async def preview(self, version: Version, wish: Wish) -> tuple[Build, Plan | Bill]:
         """What loading `version` would do now; nothing is done."""
-        build = await self._build(version, wish, dry=True)
+        build = await self._builds.make(version, wish, None)
         return build, self._scheduler.books.preview(
             build.candidate, version.model_name, self._loop.time(), self._room()
         )
@@ -355,10 +326,11 @@ class Pool:
                     future.set_exception(error)
             case Revoke(ticket, error):
                 self._asking[ticket] = error
-            case Start(name, number, build, _) if build not in self._builds:  # a loan: memory without an engine
-                self._loop.call_soon(self._dispatch, Loaded(name, number, {}))
-            case Start(name, number, build, layout):
-                running = self._running[number] = self._prepared(self._builds[build], layout)
+            case Start(name, number, chosen, layout):
+                if (build := self._builds.get(chosen)) is None:  # a loan: memory without an engine
+                    self._loop.call_soon(self._dispatch, Loaded(name, number, {}))
+                    return
+                running = self._running[number] = self._prepared(build, layout)
                 running.starting = self._tasks.start(f"load {name}", self._start(name, number, running))
             case Stop(name, number, why):
                 self._tasks.start(f"unload {name}", self._stop(name, number, why))
@@ -372,7 +344,8 @@ class Pool:
                     self._noting = self._remember(name, known.wish if wanted else None)
 
     def _prepared(self, build: Build, layout: Layout) -> Running:
-        spec = laid_out(build.tuned.spec, layout)
+        uuids = [device.uuid for device in self._machine.devices() if device.device != HOST]
+        spec = laid_out(build.tuned.spec, layout, uuids)
         return Running(build, layout, Engine(spec, self._runtime_dir / f"{next(self._numbers)}.sock"))
 
     async def _start(self, name: str, number: int, running: Running) -> None:
@@ -389,13 +362,13 @@ class Pool:
             log.exception("loading %s failed", name)
             self._failed(name, number, InternalError(f"loading '{name}' failed; the log has the reason"))
             return
-        running.loaded_at, running.pids, running.at_load = datetime.now(UTC), engine.pids(), engine.taken_bytes()
+        running.loaded(datetime.now(UTC))
         log.info("loaded %s in %.1f s", name, self._loop.time() - began)
         self._tasks.start(f"watch {name}", self._watch(name, number, running))
         self._wishes[name] = running.build.wish
         with contextlib.suppress(Conflict):  # forgotten while it was loaded: it goes with its engine
             await self._catalog.activate(version)
-        self._dispatch(Loaded(name, number, self._measured(running)))
+        self._dispatch(Loaded(name, number, running.holds(self._machine.devices())))
         await self._catalog.digest(version)
 
     def _failed(self, name: str, number: int, error: ModelOpsError) -> None:
@@ -458,7 +431,9 @@ class Pool:
         if model is None or model.phase in ("available", "failed"):
             await self._register(version, wish)
         candidate = self._scheduler.models[name].candidate  # another version's, where its load began meanwhile
-        present = self._builds[candidate.build].version
+        build = self._builds.get(candidate.build)
+        assert build is not None, "the build of a candidate that is registered is kept"
+        present = build.version
         if present.number != version.number:
             raise Conflict(f"'{name}' {present.label} is loaded; activate {version.label} to replace it")
         return next(self._tickets)
@@ -472,33 +447,10 @@ class Pool:
         if model is None or model.phase in ("available", "failed"):
             self._dispatch(Register(name, build.candidate, _residency(wish, self._settings)))
 
-    async def _build(self, version: Version, wish: Wish, *, dry: bool = False) -> Build:
-        file = version.file
-        if wish.quantization and not dry:
-            file = await self._quantised.file(version, self.borrow)
-        gpus = any(device.device != HOST for device in self._machine.devices())
-        tuned = await asyncio.to_thread(
-            tune, replace(version, file=file), wish, self._settings.engine, self._cores, gpus=gpus
-        )
-        estimate = await self._estimates.estimate(tuned.spec, tuned.header, tuned.need, "gpu" if gpus else "cpu")
-        extra = estimate.total - tuned.need.total
-        smaller = tuple(tuple((way, need.corrected(extra)) for way, need in group) for group in tuned.alternatives)
-        self._forget_builds()
-        number = next(self._numbers)
-        candidate = Candidate(
-            build=number,
-            wants=Wants(estimate.need, wish.offloaded, smaller),
-            slots=tuned.spec.slots,
-            reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
-        )
-        build = self._builds[number] = Build(version, wish, tuned, estimate, candidate)
-        return build
-
-    def _forget_builds(self) -> None:
+    async def _build(self, version: Version, wish: Wish) -> Build:
         used = {model.candidate.build for model in self._scheduler.models.values()}
-        used |= {engine.candidate.build for engine in self._scheduler.engines.values()}
-        newest = max(self._builds, default=0)  # may be one that is just being registered
-        self._builds = {key: build for key, build in self._builds.items() if key in used or key > newest - 100}
+        self._builds.keep(used | {engine.candidate.build for engine in self._scheduler.engines.values()})
+        return await self._builds.make(version, wish, self.borrow)
 
     # --- helpers ---
     async def _wait(self, ticket: int, event: Event, deadline: float | None, what: str) -> int:
@@ -552,47 +504,24 @@ class Pool:
         return self._room()
 
     def _room(self) -> Room:
-        memory = self._settings.memory
-        devices = self._machine.devices()
-        spare = {
-            device.device: memory.reserve_mb if device.device == HOST else memory.gpu_reserve_mb for device in devices
-        }
-        taken: dict[int, dict[str, int]] = {}
-        for number, running in self._running.items():
-            pids = running.engine.pids()
-            taken[number] = {}
-            for device in devices:
-                if device.simulated:  # it does not show what engines take
-                    continue
-                if device.device == HOST:
-                    taken[number][HOST] = running.engine.taken_bytes()
-                    continue
-                # Inside a container the driver names other processes' numbers: then what is loaded counts as shown.
-                shown = sum(size for pid, size in device.used_by.items() if pid in pids)
-                reserved = running.layout.reserve.get(device.device, 0)
-                taken[number][device.device] = shown or (reserved if running.loaded_at else 0)
-        return Room({device.device: device.free - spare[device.device] * MB for device in devices}, taken)
+        return room(self._machine.devices(), self._running, self._settings.memory)
 
     def _measure(self, ticket: int) -> None:
-        """After its first answer an engine has touched all that it takes: what that is, the next estimate knows."""
-        for engine in self._scheduler.engines.values():
-            running = self._running.get(engine.number)
-            if ticket in engine.active and running and running.loaded_at and not running.measured:
-                running.measured = True
-                if not running.layout.gpu_layers:
-                    tuned, taken = running.build.tuned, running.engine.taken_bytes()
-                    measuring = self._estimates.loaded(
-                        tuned.spec, tuned.header, tuned.need, taken, at_load=running.at_load
-                    )
-                    self._tasks.start(f"measure {engine.model}", measuring)
+        """After its first answer an engine has touched most of what it takes: what that is, the next estimate knows.
 
-    def _measured(self, running: Running) -> dict[str, int]:
-        pids = running.engine.pids()
-        measured = {HOST: running.engine.memory_bytes()}
-        for device in self._machine.devices():
-            if shown := sum(size for pid, size in device.used_by.items() if pid in pids):
-                measured[device.device] = shown
-        return measured
+        What GPUs hold for it may grow later, too: it is looked at again now and then.
+        """
+        engine = next((engine for engine in self._scheduler.engines.values() if ticket in engine.active), None)
+        running = self._running.get(engine.number) if engine else None
+        if engine is None or running is None or not running.look(self._loop.time()):
+            return
+        devices = self._machine.devices()
+        self._dispatch(Grown(engine.model, engine.number, running.holds(devices)))
+        if not running.measured and (taken := running.taken(devices)):
+            tuned = running.build.tuned
+            measuring = self._estimates.loaded(tuned.spec, tuned.header, tuned.need, taken, running.build.device)
+            self._tasks.start(f"measure {engine.model}", measuring)
+        running.measured = True
 
 
 def _residency(wish: Wish, settings: Settings) -> Residency:

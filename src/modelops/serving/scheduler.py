@@ -31,6 +31,7 @@ from modelops.serving.events import (
     Event,
     Exited,
     Grant,
+    Grown,
     IdleDue,
     Load,
     Loaded,
@@ -101,10 +102,11 @@ class Scheduler:
                 engine = self.engines.get(number)
                 if engine is None or engine.stopping:
                     return
-                # The devices know better than any estimate; but what an engine has not touched yet is still its own.
-                larger = {device: max(size, memory.get(device, 0)) for device, size in engine.layout.reserve.items()}
-                self.ledger.reserve(number, larger)
+                self.books.seen(engine, memory)
                 yield from self._loaded(name, model, engine, now)
+            case Grown(name, number, memory):
+                if (engine := self.engines.get(number)) and not engine.stopping:
+                    self.books.seen(engine, memory)
             case LoadFailed(name, number, error):
                 engine = self.engines.get(number)
                 if engine is None or engine.stopping:

@@ -158,6 +158,14 @@ class Books:
             if engine.stopping and (engine.model == asking or not self.models[engine.model].loads)
         }
 
+    def seen(self, engine: Engine, memory: Mapping[str, int]) -> None:
+        """The engine was seen to take `memory` bytes on each device: it holds no less from now on.
+
+        The devices know better than any estimate; but what an engine has not touched yet is still its own.
+        """
+        held = self.ledger.reserved[engine.number]
+        self.ledger.reserve(engine.number, {device: max(size, memory.get(device, 0)) for device, size in held.items()})
+
     def gone(self, number: int) -> None:
         """The engine is no more, nor what it held."""
         self.ledger.release(number)

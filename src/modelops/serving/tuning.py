@@ -3,6 +3,7 @@ the smaller ways of running it that a bill tries."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from modelops.api.errors import NotFound
@@ -62,19 +63,27 @@ def tune(version: Version, wish: Wish, settings: EngineSettings, cores: int, *, 
         # A generative model pools nothing: asked to embed, it gives the mean of its tokens.
         pooling="mean" if task == "embed" and header.pooling <= 0 else "",
     )
-    need = need_of(header, spec)
+    need = need_of(header, spec, on_gpu=on_gpu)
     return Tuned(spec, header, need, tuple(_smaller(header, spec, need)))
 
 
-def laid_out(spec: EngineSpec, layout: Layout) -> EngineSpec:
-    """`spec` with its units where `layout` puts them. Without GPUs that we know of, the engine decides by itself."""
+def laid_out(spec: EngineSpec, layout: Layout, uuids: Sequence[str] = ()) -> EngineSpec:
+    """`spec` with its units where `layout` puts them. Without GPUs that we know of, the engine decides by itself.
+
+    `uuids` are those of the machine's GPUs, in their order: the engine sees no others than it was given a part of.
+    Where one of them is not known, as on a simulated machine, it sees all.
+    """
     if not layout.split:
         return spec
-    return replace(spec, gpu_layers=layout.gpu_layers, tensor_split=layout.split if layout.gpu_layers else ())
+    spec = replace(spec, gpu_layers=layout.gpu_layers, tensor_split=layout.split if layout.gpu_layers else ())
+    if len(uuids) != len(layout.split) or not all(uuids):
+        return spec
+    parts = [(uuid, count) for uuid, count in zip(uuids, layout.split, strict=True) if count]
+    return replace(spec, gpus=tuple(uuid for uuid, _ in parts), tensor_split=tuple(count for _, count in parts))
 
 
-def need_of(header: Header, spec: EngineSpec) -> memory.Need:
-    """What our formula gives `spec`."""
+def need_of(header: Header, spec: EngineSpec, *, on_gpu: bool = False) -> memory.Need:
+    """What our formula gives `spec`, of which GPUs may take some."""
     return memory.need(
         header,
         slots=spec.slots,
@@ -84,6 +93,7 @@ def need_of(header: Header, spec: EngineSpec) -> memory.Need:
         cache_type=spec.cache_type,
         checkpoints=spec.context_checkpoints,
         whole=spec.task != "generate",
+        on_gpu=on_gpu,
     )
 
 
@@ -102,7 +112,8 @@ def _smaller(header: Header, spec: EngineSpec, need: memory.Need) -> list[tuple[
             for context in [*contexts, min(spec.context_length, _LEAST_CONTEXT)]
         ],
     ]
-    found = [[(name, need_of(header, way)) for name, way in group] for group in groups]
+    on_gpu = need.driver > 0
+    found = [[(name, need_of(header, way, on_gpu=on_gpu)) for name, way in group] for group in groups]
     return [tuple((name, less) for name, less in group if less.total < need.total) for group in found]
 
 

@@ -20,7 +20,7 @@ from modelops.serving.placement import Layout
 from modelops.serving.state import Model, Phase
 
 if TYPE_CHECKING:
-    from modelops.serving.pool import Running
+    from modelops.serving.running import Running
 
 #: What callers are told of each phase.
 STATUS: dict[Phase, ModelStatus] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from modelops.store.tables import memory_estimates
@@ -12,10 +12,11 @@ from modelops.store.tables import memory_estimates
 
 @dataclass(frozen=True)
 class EstimateRow:
-    """One model's file, run one way on one kind of device. Sizes in bytes of RAM.
+    """One model's file, run one way on one kind of device. Sizes in bytes, of RAM but for `driver`.
 
     `header` is the digest of the file's header, `projection` the engine's own as JSON, "" where it gave none,
-    `measured` 0 until a load has been measured, `at` seconds since the epoch.
+    `measured` 0 until a load has been measured, `driver` what each GPU then held beside what was foretold for it, 0
+    where it does not tell, `at` seconds since the epoch.
     """
 
     header: str
@@ -26,6 +27,7 @@ class EstimateRow:
     projection: str
     measured: int
     at: float
+    driver: int = 0
 
 
 _FIELDS = [memory_estimates.c[name] for name in EstimateRow.__dataclass_fields__]
@@ -43,6 +45,13 @@ class EstimateQueries:
         query = select(*_FIELDS).where(chosen).order_by(memory_estimates.c.at.desc())
         async with self._database.connect() as connection:
             return [EstimateRow(*row) for row in await connection.execute(query)]
+
+    async def least_driver(self, device: str) -> int:
+        """The least that a GPU of this kind held beside what was foretold for it, whatever the file; 0: not known."""
+        chosen = (memory_estimates.c.device == device) & (memory_estimates.c.driver > 0)
+        query = select(func.min(memory_estimates.c.driver)).where(chosen)
+        async with self._database.connect() as connection:
+            return (await connection.execute(query)).scalar_one_or_none() or 0
 
     async def put(self, row: EstimateRow) -> None:
         """Insert `row`, or replace the one with the same header, settings and device."""

@@ -44,6 +44,7 @@ memory_estimates = Table(
     Column("projected", BigInteger, nullable=False),  # 0: the engine gave none
     Column("projection", String, nullable=False),
     Column("measured", BigInteger, nullable=False),  # 0: not yet
+    Column("driver", BigInteger, nullable=False, server_default="0"),  # on each GPU beside what is projected there
     Column("at", Float, nullable=False),
 )
 
@@ -65,6 +66,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE memory_estimates (header VARCHAR NOT NULL, settings VARCHAR NOT NULL, device VARCHAR NOT NULL, "
         "computed BIGINT NOT NULL, projected BIGINT NOT NULL, projection VARCHAR NOT NULL, measured BIGINT NOT NULL, "
-        "at FLOAT NOT NULL, PRIMARY KEY (header, settings, device))",
+        "driver BIGINT NOT NULL DEFAULT 0, at FLOAT NOT NULL, PRIMARY KEY (header, settings, device))",
     ),
 )

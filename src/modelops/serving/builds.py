@@ -1,0 +1,89 @@
+"""From a version and how it is wished to what an engine is started from: tuned, estimated, and a candidate to place.
+
+Owns the builds that are in use or may be soon. Decides nothing about what is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from modelops.serving.catalog import Version
+from modelops.serving.devices import Machine
+from modelops.serving.estimates import Estimate, Estimates
+from modelops.serving.events import Candidate
+from modelops.serving.placement import HOST, Layout, Wants
+from modelops.serving.quantised import Borrow, Quantised
+from modelops.serving.tuning import Tuned, laid_out, tune
+from modelops.serving.wishes import Wish
+from modelops.settings import EngineSettings
+
+#: How fast a file is read from a disk, to know what losing a model costs before it was ever loaded.
+_READ_BYTES_PER_S = 500e6
+_KEPT = 100  # the newest builds are kept even where nobody uses them yet
+
+
+@dataclass(frozen=True)
+class Build:
+    """A version, and how it is run. `device` is the kind that it is estimated for: "gpu" where GPUs may take some."""
+
+    version: Version
+    wish: Wish
+    tuned: Tuned
+    estimate: Estimate
+    candidate: Candidate
+    device: str = "cpu"
+
+
+class Builds:
+    """Makes builds, each with a number of its own, and keeps them."""
+
+    def __init__(self, settings: EngineSettings, machine: Machine, quantised: Quantised, estimates: Estimates) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._quantised = quantised
+        self._estimates = estimates
+        self._numbers = itertools.count(1)
+        self._known: dict[int, Build] = {}
+
+    def get(self, number: int) -> Build | None:
+        """The build `number`; None where it is none, or was forgotten."""
+        return self._known.get(number)
+
+    def number(self) -> int:
+        """A number that no build has or will have: for a candidate that is no model."""
+        return next(self._numbers)
+
+    async def make(self, version: Version, wish: Wish, borrow: Borrow | None) -> Build:
+        """A build of `version`. Quantised weights are made where they are wished, in memory that `borrow` holds; with
+        None the file is taken as it is. Raises ModelOpsError where it cannot be served."""
+        served = version
+        if wish.quantization and borrow:
+            served = replace(version, file=await self._quantised.file(version, borrow))
+        gpus = [device for device in self._machine.devices() if device.device != HOST]
+        tuned = await asyncio.to_thread(tune, served, wish, self._settings, self._machine.cores, gpus=bool(gpus))
+        kind = "gpu" if tuned.need.driver else "cpu"
+        if gpus:  # what the estimate is of: all of it on the largest GPU, or all of it in RAM
+            largest = max(gpus, key=lambda device: device.total)
+            units = len(tuned.need.units) if kind == "gpu" else 0
+            split = tuple(units if device is largest else 0 for device in gpus)
+            tuned = replace(tuned, spec=laid_out(tuned.spec, Layout({}, split), [device.uuid for device in gpus]))
+        estimate = await self._estimates.estimate(tuned.spec, tuned.header, tuned.need, kind)
+        extra, driver = estimate.total - tuned.need.total, estimate.need.driver
+        smaller = [[(way, need.corrected(extra, driver)) for way, need in group] for group in tuned.alternatives]
+        number = next(self._numbers)
+        candidate = Candidate(
+            build=number,
+            wants=Wants(estimate.need, wish.offloaded, tuple(map(tuple, smaller))),
+            slots=tuned.spec.slots,
+            reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
+        )
+        build = self._known[number] = Build(version, wish, tuned, estimate, candidate, kind)
+        return build
+
+    def keep(self, used: Collection[int]) -> None:
+        """Forget all but the builds that are `used` and the newest, which may be just about to be registered."""
+        newest = max(self._known, default=0)
+        self._known = {key: build for key, build in self._known.items() if key in used or key > newest - _KEPT}

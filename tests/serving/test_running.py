@@ -1,0 +1,120 @@
+"""What the machine shows of an engine: a real process, and devices that say what it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ggufs import make
+from modelops.engines.llama_cpp import Engine
+from modelops.serving.builds import Build
+from modelops.serving.catalog import Version
+from modelops.serving.devices import Device
+from modelops.serving.estimates import choose
+from modelops.serving.events import Candidate
+from modelops.serving.placement import HOST, MB, Layout, Wants
+from modelops.serving.running import Running, room
+from modelops.serving.tuning import tune
+from modelops.serving.wishes import Wish
+from modelops.settings import EngineSettings, MemorySettings
+from support import FAKE_ENGINE
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+Start = Callable[[Layout], Running]
+
+
+@pytest.fixture
+async def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """A running engine, laid out as is said."""
+    monkeypatch.setenv("FAKE_ENGINE", json.dumps({}))
+    version = Version("m", 1, "llm", make(tmp_path / "m.gguf", layers=2), "m.gguf", "")
+    settings = EngineSettings(executable=str(FAKE_ENGINE), context_length=512, slots=1)
+    tuned = tune(version, Wish(), settings, cores=1, gpus=True)
+    engine = Engine(tuned.spec, tmp_path / "e.sock")
+    await engine.start()
+    candidate = Candidate(1, Wants(tuned.need), slots=1)
+    build = Build(version, Wish(), tuned, choose(tuned.need, None, None, None), candidate, "gpu")
+    yield lambda layout: Running(build, layout, engine)
+    await engine.stop()
+
+
+def devices(held: Mapping[str, int], running: Running, others: int = 0) -> list[Device]:
+    """RAM, and two GPUs of 1,000 MB of which the engine holds so much, in MB."""
+    pid = max(running.engine.pids())
+    return [
+        Device(HOST, "", 2000 * MB, 1500 * MB),
+        *(
+            Device(gpu, "", 1000 * MB, (900 - size) * MB, used_by={pid: size * MB, 1: others * MB})
+            for gpu, size in held.items()
+        ),
+    ]
+
+
+async def test_what_the_driver_says_of_its_processes_is_its_own(started: Start) -> None:
+    running = started(Layout({HOST: 100 * MB, "gpu0": 300 * MB}, (3, 0)))
+    shown = devices({"gpu0": 250, "gpu1": 0}, running, others=7)
+    assert running.holds(shown) == {HOST: running.engine.memory_bytes(), "gpu0": 250 * MB}
+    found = room(shown, {5: running}, MemorySettings(reserve_mb=100, gpu_reserve_mb=50))
+    assert found.free == {HOST: 1400 * MB, "gpu0": 600 * MB, "gpu1": 850 * MB}
+    assert found.taken == {5: {HOST: running.engine.taken_bytes(), "gpu0": 250 * MB, "gpu1": 0}}
+
+
+async def test_where_the_driver_names_no_process_what_is_loaded_counts_as_taken(started: Start) -> None:
+    running = started(Layout({HOST: 100 * MB, "gpu0": 300 * MB}, (3, 0)))
+    shown = devices({"gpu0": 0}, running)
+    assert running.counted(shown)["gpu0"] == 0, "it is loading still"
+    running.loaded(NOW)
+    assert running.counted(shown)["gpu0"] == 300 * MB
+    assert running.holds(shown).keys() == {HOST}
+
+
+async def test_simulated_devices_show_nothing(started: Start) -> None:
+    running = started(Layout({HOST: 1, "gpu0": 1}, (3,)))
+    running.loaded(NOW)
+    shown = [replace(device, simulated=True) for device in devices({"gpu0": 250}, running)]
+    assert running.counted(shown) == {}
+    assert running.holds(shown).keys() == {HOST}
+
+
+@pytest.mark.parametrize(("split", "count"), [((3, 0), 1), ((2, 1), 2), ((1, 1), 2), ((0, 1), 1)])
+async def test_what_each_gpu_holds_beside_the_units_is_told(started: Start, split: tuple[int, int], count: int) -> None:
+    running = started(Layout({}, split))
+    running.loaded(NOW)
+    need = running.build.tuned.need
+    units = sum(need.units[-sum(split) :])
+    units += need.visiting * count if sum(split) < 3 else 0
+    shares = {
+        gpu: (units // count + 400 * MB) // MB if part else 0 for gpu, part in zip(("gpu0", "gpu1"), split, strict=True)
+    }
+    taken = running.taken(devices(shares, running))
+    assert taken is not None
+    assert taken.gpu_layers == sum(split)
+    assert taken.per_gpu == pytest.approx(400 * MB, abs=2 * MB)
+    assert 0 < taken.at_load <= taken.answered
+    unknown = running.taken(devices({"gpu0": 0, "gpu1": 0}, running))
+    assert unknown is not None
+    assert unknown.per_gpu == 0
+
+
+async def test_of_what_has_no_unit_on_a_gpu_nothing_is_learnt_for_gpus(started: Start) -> None:
+    running = started(Layout({}, (0, 0)))
+    assert running.taken(devices({"gpu0": 0}, running)) is None
+    in_ram = replace(running, build=replace(running.build, device="cpu"))
+    taken = in_ram.taken(devices({"gpu0": 0}, running))
+    assert taken is not None
+    assert (taken.gpu_layers, taken.per_gpu) == (0, 0)
+
+
+async def test_gpus_are_looked_at_again_every_minute_and_ram_is_not(started: Start) -> None:
+    for split, again in (((3,), True), ((0,), False)):
+        running = started(Layout({}, split))
+        assert running.look(100.0)
+        running.measured = True
+        assert not running.look(159.0)
+        assert running.look(161.0) is again
+        assert not running.look(200.0)
