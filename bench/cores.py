@@ -1,14 +1,17 @@
-"""What taking turns gains: two engines that are busy at the same time, each with a thread for every core.
+"""What sharing the cores costs and gains: engines with a thread for every core, beside each other and beside others.
 
 One coordinator serves the default model under two names. Both are asked for a long answer at once: through the
 coordinator, which lets its engines take turns, and over the engines' own sockets, of which it knows nothing, so that
-nobody is paused. One model alone is the measure of both. The ways are gone round in each round, each for some seconds,
-and the table gives tokens per second of all answers together, and the longest pause between two tokens of one answer.
+nobody is paused. One model alone is the measure of both. Then one model beside a program that keeps a core busy: as a
+coordinator starts it, and as OpenMP's threads wait by themselves, which spin. The ways are gone round in each round,
+each for some seconds, and the table gives tokens per second of all answers together, and the longest pause between two
+tokens of one answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import threading
@@ -136,16 +139,33 @@ def main() -> None:
             serving(Path(folder) / "data", links=[(name, file) for name in NAMES], load=NAMES, env=env)
         )
         bench = Bench(served, stack)
+        # What libgomp does where nobody says otherwise.
+        spins = env | {"GOMP_SPINCOUNT": "300000"}
+        spinning = Bench(
+            stack.enter_context(serving(Path(folder) / "spins", links=[("one", file)], load=["one"], env=spins)), stack
+        )
+
+        def beside(way: Bench) -> Sample:
+            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+                try:
+                    return sample(way.through, NAMES[:1], asked.seconds)
+                finally:
+                    other.kill()
+
         ways: dict[str, Callable[[], Sample]] = {
             "one alone": lambda: sample(bench.through, NAMES[:1], asked.seconds),
             "both, in turns": lambda: sample(bench.through, NAMES, asked.seconds),
             "both, at once": lambda: sample(bench.directly, NAMES, asked.seconds),
+            "one alone, threads spin": lambda: sample(spinning.through, NAMES[:1], asked.seconds),
+            "one, beside a busy program": lambda: beside(bench),
+            "one, beside a busy program, threads spin": lambda: beside(spinning),
         }
         samples: dict[str, list[Sample]] = {way: [] for way in ways}
         for _ in range(asked.rounds):
             for way, measure in ways.items():
                 samples[way].append(measure())
                 bench.until_idle()
+                spinning.until_idle()
     told = machine(asked.threads)
     print(f"{told['cpu']}, {told['cores']} cores, engine threads: {told['engine_threads']}.")
     print(f"{asked.rounds} rounds of {asked.seconds:.0f} s; load average before: {told['load_average_before']}.\n")

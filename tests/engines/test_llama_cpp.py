@@ -67,7 +67,15 @@ async def test_an_engine_sees_the_gpus_of_its_spec(
 ) -> None:
     environment = Engine(replace(SPEC, gpus=gpus), socket).environment()
     assert environment.get("CUDA_VISIBLE_DEVICES") == seen
-    assert environment.keys() - {"CUDA_VISIBLE_DEVICES"} == {"LLAMA_API_KEY"}
+    assert environment.keys() - {"CUDA_VISIBLE_DEVICES"} == {"LLAMA_API_KEY", "GOMP_SPINCOUNT"}
+
+
+@pytest.mark.parametrize("variable", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+async def test_how_threads_wait_is_the_users_to_say(
+    socket: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "passive")
+    assert Engine(SPEC, socket).environment().keys() == {"LLAMA_API_KEY"}
 
 
 def tree(socket: Path) -> list[psutil.Process]:
