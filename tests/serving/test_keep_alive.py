@@ -89,6 +89,20 @@ def test_what_was_loaded_on_purpose_with_a_keep_alive_of_0_stays_for_its_first_a
     assert made.tell(ask(2), close(2)) == LEAVES
 
 
+def test_it_still_does_after_a_restart_and_a_failed_swap_and_in_spite_of_an_old_timer() -> None:
+    loaded = (register(keep_alive_s=0), load(1), up(1))
+    made = Scene(*loaded, swap(2), size=3 * NEED)
+    assert made.tell(broken(2))[1:] == []
+    made = Scene(*loaded, crash(1), down(1), due())
+    assert made.tell(up(2)) == []
+    assert made.tell(ask(2), close(2)) == [forgotten(), stop(2)]
+    made = Scene(register(keep_alive_s=10), load(1), up(1), unload(2), down(1), *loaded[:2], up(2))
+    assert made.after(10).tell(idle()) == []
+    made = Scene(*loaded, ask(2), swap(3, keep_alive_s=0), up(2), size=3 * NEED)
+    assert made.tell(close(2)) == [stop(1)], "the next one has not answered yet"
+    assert made.tell(ask(4), close(4)) == [forgotten(), stop(2)]
+
+
 def test_and_is_the_first_to_be_evicted() -> None:
     made = Scene(register("a", keep_alive_s=0, reload_s=99), register("b", reload_s=0.1), register(), size=2 * NEED)
     made.tell(load(1, "a"), up(1, "a"), load(2, "b"), up(2, "b"))

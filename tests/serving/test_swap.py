@@ -344,11 +344,35 @@ def test_and_then_it_does_not_fit() -> None:
     made.tell(ask(8), ask(9), ask(10), crash(1))
     made.others = NEED + 1
     error = Like(InsufficientMemory)
-    assert made.tell(down(2, "idle")) == [Refuse(10, error), Refuse(7, error), forgotten()]
+    assert made.tell(down(2, "idle")) == [Refuse(7, error), Refuse(10, error), forgotten()]
     assert made.phase() == "available"
     assert made.reserved == {1: 100}
     assert made.tell(down(1)) == []
     assert made.reserved == {}
+
+
+def test_what_was_to_be_replaced_comes_back_where_the_next_does_not_fit_any_more() -> None:
+    made = scene(*LOADED, register("idle"), load(6, "idle"), up(2, "idle"), swap(7, size=120 * MB), size=220 * MB)
+    made.tell(ask(8), ask(9), ask(10), crash(1), down(1))
+    made.others = 110 * MB  # 100 MB fit, 120 do not
+    assert made.tell(down(2, "idle")) == [Refuse(7, Like(InsufficientMemory)), start(4), wanted()]
+    assert made.tell(up(4)) == [Grant(10, 4)]
+
+
+def test_the_next_one_ends_before_it_is_told_that_it_was_ready() -> None:
+    made = scene(*SWAPPING)
+    assert made.tell(crash(2)) == [Refuse(5, Like(EngineFailed, "the next engine of 'm'")), stop(2)]
+    assert made.tell(up(2), down(2)) == []
+    assert made.phase() == "loaded"
+    assert made.reserved == {1: 100}
+    assert made.tell(close(2)) == [Grant(4, 1)], "the present one serves"
+    assert made.tell(swap(6)) == [start(3, build=2)]
+
+
+def test_what_a_crashed_engine_held_is_others_to_have() -> None:
+    made = Scene(register(), *LOADED, crash(1), load(2), register("other"), size=250 * MB)
+    assert made.tell(load(3, "other")) == [wanted("other")], "waits until it is seen to be free"
+    assert made.tell(down(1)) == [start(4, "other"), wanted("other")]
 
 
 def test_force_undoes_a_swap_that_waits_for_memory() -> None:

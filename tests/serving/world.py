@@ -108,7 +108,7 @@ class World:
         self.slots: dict[int, int] = {}  # which engine's slot a ticket holds, as its caller knows it
         self.processes: dict[int, Process] = {}
         self.started: set[int] = set()  # all engines that ever were
-        self.used: set[int] = set()  # engines that a slot was ever granted of
+        self.unanswered: set[str] = set()  # models that were loaded on purpose, and have not answered since
         self.stopped: set[int] = set()
         self.stops: dict[int, str] = {}  # engines that are to be stopped: of which model
         self.timers: dict[tuple[str, type], tuple[float, RestartDue | IdleDue]] = {}
@@ -168,7 +168,8 @@ class World:
                     if engine:
                         assert ticket in self.made.engines[engine].active
                         self.slots[ticket] = engine
-                        self.used.add(engine)
+                    else:
+                        self.unanswered.add(self.calls[ticket].model)
                 case Refuse(ticket):
                     self._answered(ticket)
                 case Revoke(ticket):
@@ -231,7 +232,7 @@ class World:
     def _may_go(self, engine: Engine, asking: str) -> bool:
         model = self.made.models[engine.model]
         if engine.stopping:
-            return engine.model == asking or not model.loads
+            return engine.model == asking or not (model.phase == "unloading" and model.loads)
         return engine is model.engine and model.idle and not model.residency.pinned and engine.model != asking
 
     # --- callers ---
@@ -269,7 +270,9 @@ class World:
     def hang_up(self, ticket: int) -> None:
         """The ticket's caller is done, or gone."""
         self.calls[ticket].open = False
-        self.slots.pop(ticket, None)
+        model = self.made.models[self.calls[ticket].model]
+        if self.slots.pop(ticket, 0) == (model.engine.number if model.engine else -1):
+            self.unanswered.discard(self.calls[ticket].model)
         self.tell(Close(ticket, self.calls[ticket].model))
 
     # --- engines ---
@@ -358,8 +361,7 @@ class World:
             assert model.phase != "restarting" or (name, RestartDue) in self.timers, "nothing will restart it"
             assert not model.queue or model.phase != "loaded" or not model.engine or not model.engine.has_slot
             if model.idle and model.keep_alive_s == 0:
-                assert model.engine
-                assert model.engine.number not in self.used, "it has answered, and stays"
+                assert name in self.unanswered, "it has answered, or was not loaded on purpose, and stays"
             elif model.idle and model.keep_alive_s is not None:
                 due, _ = self.timers[name, IdleDue]
                 assert self.now - 0.01 <= due <= model.idle_since + model.keep_alive_s + 0.01, "it stays too long"

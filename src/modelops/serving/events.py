@@ -133,7 +133,7 @@ class LoadFailed:
 
 @dataclass(frozen=True)
 class Exited:
-    """An engine that served ended by itself, and its memory is free."""
+    """An engine that served ended by itself."""
 
     model: str
     engine: int

@@ -127,6 +127,8 @@ class Scheduler:
                     yield from self._begin(name, model, now, room)
             case IdleDue(name):
                 stays = model.keep_alive_s
+                if stays == 0 and model.unanswered:
+                    return
                 # A clock's ticks and a timer's are not the same: a hair too early is not too early.
                 if model.idle and stays is not None and now - model.idle_since >= stays - 0.01:
                     yield from self._leave(name, model, "its keep-alive is over")
@@ -172,7 +174,9 @@ class Scheduler:
                 continue
             engine.active.discard(ticket)
             model.keep = brought
-            if engine is not model.engine and not engine.active:
+            if engine is model.engine:
+                model.unanswered = False
+            elif not engine.active:
                 yield from self._stop(engine, "it was replaced")
         if model.phase in ("loaded", "unloading"):
             yield from _fill(model)
@@ -187,6 +191,8 @@ class Scheduler:
             return
         model.idle_since = now
         stays = model.keep_alive_s
+        if stays == 0 and model.unanswered:
+            return  # it was loaded for an answer, which is still to come
         if stays is not None and stays <= 0:
             yield from self._leave(name, model, "its keep-alive is 0")
         elif stays is not None:
@@ -237,10 +243,15 @@ class Scheduler:
     def _begin(self, name: str, model: Model, now: float, room: Room) -> Iterator[Effect]:
         plan = self.books.preview(model.candidate, name, now, room)
         if isinstance(plan, Bill):
+            error = InsufficientMemory(plan.sentence(name), details=plan.details())
+            if model.fallback:
+                yield from _fall_back(model, error)
+                yield from self._begin(name, model, now, room)
+                return
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
-            model.crashes, model.fallback = 0, None
-            yield from _refuse_all(model, InsufficientMemory(plan.sentence(name), details=plan.details()))
+            model.crashes = 0
+            yield from _refuse_all(model, error)
             yield from _forget(name, model)
             return
         self._enter(model, "loading", now)
@@ -283,11 +294,9 @@ class Scheduler:
             self._enter(model, "loaded", now)
             model.fallback = None
             yield from _grant_all(model.loads)
+        model.unanswered = model.unanswered or asked_for
         yield from _fill(model)
-        if asked_for and model.keep_alive_s == 0:  # it is there for an answer, which is still to come
-            model.idle_since = now
-        else:
-            yield from self._idle(name, model, now)
+        yield from self._idle(name, model, now)
 
     def _load_failed(
         self, name: str, model: Model, engine: Engine, error: ModelOpsError, now: float
@@ -299,10 +308,7 @@ class Scheduler:
             return
         model.engine = None
         if model.fallback:
-            (model.candidate, model.residency), model.fallback = model.fallback, None
-            for ticket in model.loads:  # what they asked for is not what is loaded next
-                yield Refuse(ticket, error)
-            model.loads.clear()
+            yield from _fall_back(model, error)
             yield from self._crashed(name, model, error, now)
         elif model.crashes:
             yield from self._crashed(name, model, error, now)
@@ -364,6 +370,9 @@ class Scheduler:
         if model.phase == "unloading" and engine is model.engine:
             return  # Stop and Stopped follow when its last request has ended
         engine.active.clear()
+        if engine is model.incoming:  # it answered, and ended before that was told
+            model.incoming, model.retiring[number] = None, engine
+            yield from _refuse_swaps(model, EngineFailed(f"the next engine of '{name}' {reason}"))
         yield from self._stop(engine, reason)  # nothing of it runs any more: its memory is seen to be free
         if engine is not model.engine:
             yield from self._idle(name, model, now)
@@ -386,7 +395,9 @@ class Scheduler:
             return
         self.books.gone(number)
         if model.retiring.pop(number, None) is None:
-            model.engine, model.crashes, model.keep, model.fallback = None, 0, None, None
+            model.engine, model.crashes, model.keep, model.unanswered = None, 0, None, False
+            if model.fallback:
+                (model.candidate, model.residency), model.fallback = model.fallback, None
         yield from self._left(name, model, number, now, room)
 
     def _left(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
@@ -452,6 +463,15 @@ def _fill(model: Model) -> Iterator[Effect]:
         ticket = model.queue.popleft()
         engine.active.add(ticket)
         yield Grant(ticket, engine.number)
+
+
+def _fall_back(model: Model, error: ModelOpsError) -> Iterator[Effect]:
+    """What was to be replaced is what is loaded next; `error` is why it was not replaced."""
+    assert model.fallback is not None
+    (model.candidate, model.residency), model.fallback = model.fallback, None
+    for ticket in model.loads:
+        yield Refuse(ticket, error)
+    model.loads.clear()
 
 
 def _forget(name: str, model: Model) -> Iterator[Effect]:

@@ -61,6 +61,7 @@ class Model:
     idle_since: float = 0.0
     error: ModelOpsError | None = None
     wanted: bool = False  # a restart has to bring it back
+    unanswered: bool = False  # it was loaded on purpose, and nobody has been answered since
 
     @property
     def idle(self) -> bool:
@@ -152,10 +153,14 @@ class Books:
 
     def going(self, asking: str) -> dict[int, Mapping[str, int]]:
         """What the engines hold that are being stopped, but for another model's that is to be loaded after them."""
+
+        def promised(model: Model) -> bool:
+            return model.phase == "unloading" and bool(model.loads)
+
         return {
             number: self.ledger.reserved[number]
             for number, engine in self.engines.items()
-            if engine.stopping and (engine.model == asking or not self.models[engine.model].loads)
+            if engine.stopping and (engine.model == asking or not promised(self.models[engine.model]))
         }
 
     def seen(self, engine: Engine, memory: Mapping[str, int]) -> None:

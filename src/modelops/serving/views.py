@@ -59,7 +59,7 @@ def view_of(version: Version, model: Model, running: Running | None, held: Mappi
     """The view of `model`, where `version` answers, or would, at `now` on the clock of the model's times."""
     status = STATUS[model.phase]
     expires = None
-    if model.idle and model.keep_alive_s:  # with 0 it waits for its first answer
+    if model.idle and model.keep_alive_s is not None and not (model.keep_alive_s == 0 and model.unanswered):
         expires = datetime.now(UTC) + timedelta(seconds=model.idle_since + model.keep_alive_s - now)
     message = model.error.message if model.error else ""
     if model.phase == "loading" and running is None:
