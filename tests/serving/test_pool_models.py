@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from ggufs import make as make_gguf
 from modelops.api.errors import Conflict, EngineFailed, InsufficientMemory
 from modelops.serving.catalog import Version
 from modelops.serving.placement import HOST, MB
+from modelops.serving.wishes import Wish
 from serving.house import PROMPT, House, Make
 from support import tiny_gguf
 
@@ -45,6 +47,23 @@ async def test_memory_can_be_borrowed_for_what_is_no_model(make: Make) -> None:
 
 
 # --- how long a model stays ---
+async def test_quantised_weights_are_known_before_they_are_made_and_are_what_is_served(make: Make) -> None:
+    house = await make()
+    make_gguf(house.models / "f16.gguf", layers=8, width=512, heads=8, words=4096, kind="f16")
+    await house.catalog.refresh()
+    version, wish = house.catalog.active("f16"), Wish(quantization=True)
+    plain, _ = await house.pool.preview(version, Wish())
+    before, _ = await house.pool.preview(version, wish)
+    assert before.tuned.need.parts["weights"] < 0.6 * plain.tuned.need.parts["weights"]
+    await house.load("f16", quantization=True)
+    after, _ = await house.pool.preview(version, wish)
+    assert before.tuned.need == after.tuned.need
+    assert before.tuned.header.digest == after.tuned.header.digest, "what was learnt of the one is known of the other"
+    served = [" ".join(process.cmdline()) for process in house.processes()]
+    assert any("Q8_0.gguf" in line for line in served)
+    assert house.pool.view("f16").version.file == version.file, "the version is the file's own"
+
+
 async def test_a_model_goes_when_its_keep_alive_is_over(make: Make) -> None:
     house = await make(models={"keep_alive": 0.2})
     await house.load()

@@ -6,9 +6,11 @@ Owns the builds that are in use or may be soon. Decides nothing about what is lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from modelops.serving.catalog import Version
 from modelops.serving.devices import Machine
@@ -58,10 +60,21 @@ class Builds:
 
     async def make(self, version: Version, wish: Wish, borrow: Borrow | None) -> Build:
         """A build of `version`. Quantised weights are made where they are wished, in memory that `borrow` holds; with
-        None the file is taken as it is. Raises ModelOpsError where it cannot be served."""
-        served = version
-        if wish.quantization and borrow:
-            served = replace(version, file=await self._quantised.file(version, borrow))
+        None they are only looked at. Raises ModelOpsError where it cannot be served."""
+        async with self._served(version, wish, borrow) as file:
+            return await self._make(version, wish, replace(version, file=file))
+
+    @contextlib.asynccontextmanager
+    async def _served(self, version: Version, wish: Wish, borrow: Borrow | None) -> AsyncIterator[Path]:
+        if not wish.quantization:
+            yield version.file
+        elif borrow:
+            yield await self._quantised.file(version, borrow)
+        else:
+            async with self._quantised.look(version) as file:
+                yield file
+
+    async def _make(self, version: Version, wish: Wish, served: Version) -> Build:
         gpus = [device for device in self._machine.devices() if device.device != HOST]
         tuned = await asyncio.to_thread(tune, served, wish, self._settings, self._machine.cores, gpus=bool(gpus))
         kind = "gpu" if tuned.need.driver else "cpu"

@@ -6,7 +6,9 @@ A copy is made once for each file's digest and type; disk and memory are asked f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -34,8 +36,7 @@ class Quantised:
         header = await asyncio.to_thread(read_header, version.file)
         if header.quantised:
             return version.file
-        known = await self._catalog.digest(version)
-        target = self._folder / f"{known.digest.removeprefix('sha256:')}-{self._kind}.gguf"
+        target = self._copy(await self._catalog.digest(version))
         if not await asyncio.to_thread(target.is_file):
             plan = await quantising.plan(version.file, self._kind)
 
@@ -47,12 +48,25 @@ class Quantised:
             await self._arrivals.bring(str(target), version.model_name, "quantising", make)
         return target
 
+    @contextlib.asynccontextmanager
+    async def look(self, version: Version) -> AsyncIterator[Path]:
+        """As `file`, but nothing is made: where there is no copy yet, a file with its header and a hole for its weights
+        stands for it as long as the context is open. All that is asked of memory is asked of headers."""
+        if (plan := await self.would(version)) is None:
+            header = await asyncio.to_thread(read_header, version.file)
+            yield version.file if header.quantised else self._copy(version)
+            return
+        with tempfile.TemporaryDirectory(prefix="modelops-copy-") as folder:
+            yield await asyncio.to_thread(quantising.skeleton, plan, Path(folder))
+
+    def _copy(self, version: Version) -> Path:
+        digest = self._catalog.known(version).digest.removeprefix("sha256:")
+        return self._folder / f"{digest}-{self._kind}.gguf"
+
     async def would(self, version: Version) -> Plan | None:
         """What a copy of `version` would be, None where none is needed or it is there."""
         plan = await quantising.plan(version.file, self._kind)
-        digest = self._catalog.known(version).digest.removeprefix("sha256:")
-        copy = self._folder / f"{digest}-{self._kind}.gguf"
-        return None if plan.quantised or await asyncio.to_thread(copy.is_file) else plan
+        return None if plan.quantised or await asyncio.to_thread(self._copy(version).is_file) else plan
 
     def prune(self, digests: Collection[str]) -> tuple[list[str], int]:
         """Delete the copies of files that have none of `digests`, and what killed runs left; what, and bytes freed."""

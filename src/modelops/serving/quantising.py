@@ -69,6 +69,13 @@ async def quantise(plan: Plan, target: Path, progress: Progress, *, stall_s: flo
         raise QuantisingFailed(f"'{plan.name}' could not be quantised: {error.strerror}") from None
 
 
+def skeleton(plan: Plan, folder: Path) -> Path:
+    """A file in `folder` with the header of the planned copy, and a hole in place of its weights."""
+    target = folder / f"{plan.parts[0].file.stem}-{plan.kind}.gguf"
+    quantizer.write_skeleton(plan, target)
+    return target
+
+
 def prune(folder: Path) -> None:
     """Remove what killed runs left beside the copies in `folder`, at any time; a run under way is left alone."""
     partials = folder / _PARTIAL

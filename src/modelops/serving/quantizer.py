@@ -106,6 +106,13 @@ def write(plan: Plan, target: Path, progress: Callable[[int], None]) -> None:
         progress(_sync(out))
 
 
+def write_skeleton(plan: Plan, target: Path) -> None:
+    """Write the copy's header to `target`, and a hole in place of its weights."""
+    with plan.parts[0].file.open("rb") as source, target.open("wb") as out:
+        out.writelines(_header(plan, source))
+        out.truncate(plan.target_bytes)
+
+
 def _sync(out: BinaryIO) -> int:
     out.flush()
     os.fsync(out.fileno())
@@ -114,11 +121,7 @@ def _sync(out: BinaryIO) -> int:
 
 def _pieces(plan: Plan, sources: Sequence[BinaryIO]) -> Iterator[bytes]:
     """The copy, piece by piece."""
-    for part in plan.header:
-        if isinstance(part, bytes):
-            yield part
-        else:
-            yield from _read(sources[0], part.start, len(part), _BYTES_AT_ONCE)
+    yield from _header(plan, sources[0])
     for step in plan.steps:
         values, width = BLOCKS[step.tensor.kind]
         for data in _read(
@@ -126,6 +129,15 @@ def _pieces(plan: Plan, sources: Sequence[BinaryIO]) -> Iterator[bytes]:
         ):
             yield data if step.kind == step.tensor.kind else _converted(data, step)
         yield bytes(plan.padding(step))
+
+
+def _header(plan: Plan, source: BinaryIO) -> Iterator[bytes]:
+    """All that comes before the weights; `source` is the first part."""
+    for part in plan.header:
+        if isinstance(part, bytes):
+            yield part
+        else:
+            yield from _read(source, part.start, len(part), _BYTES_AT_ONCE)
 
 
 def _read(stream: BinaryIO, start: int, count: int, at_once: int) -> Iterator[bytes]:
