@@ -72,7 +72,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         settings.models_dir.mkdir(parents=True, exist_ok=True)
         residents = Residents(ResidentQueries(database))
         arrivals = Arrivals()
-        policy = Policy(allow_private=settings.models.allow_private_sources)
+        allow = settings.models.allow_private_sources
+        policy = Policy(allow_private=allow, stall_s=settings.models.fetch_stall_s)
         catalog = Catalog(ModelQueries(database), residents.queries, roots, arrivals, _catalogue(settings), policy)
         await catalog.open()
         machine = _machine(settings)

@@ -75,6 +75,9 @@ class ModelsSettings(Section):
     allow_private_sources: bool = Field(
         False, description="Fetch from addresses of private networks and of this machine, too."
     )
+    fetch_stall_s: float = Field(
+        30.0, gt=0, description="A fetch that brings less than 1 KiB a second for so long has stalled."
+    )
     autoload: bool = Field(True, description="Load a registered model on its first request.")
     keep_alive: KeepAlive = Field(
         -1.0,

@@ -1,4 +1,4 @@
-"""`kill -9` of the coordinator while a file is fetched or quantised, and servers that misbehave while it serves."""
+"""`kill -9` of the coordinator while a file is fetched or quantised."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from bad_http import Answer, BadServer, bad_server
 from gguf_files import llama_gguf, sparse_gguf
 from modelops import Client
-from modelops.api.errors import ModelOpsError
-from support import Served, serving, tiny_gguf, wait_until
+from support import Served, serving, wait_until
 
 ORPHAN_S = 2.0
 FAKE = {"tokens": 3}
@@ -99,36 +98,3 @@ def test_a_copy_that_was_killed_is_not_visible_and_is_made_after_the_restart(tmp
         client.remove("m")
         assert "quantised copy" in client.prune().removed[0]
     assert visible(folder) == set()
-
-
-def test_whatever_a_server_does_the_rest_goes_on_serving(tmp_path: Path, web: BadServer, model: bytes) -> None:
-    """Each misbehaviour is one clear error; the model that is loaded answers all the while."""
-    folder = tmp_path / "data"
-    tiny_gguf(folder / "models" / "good.gguf")
-    junk = b"<html>not a model</html>" * 100
-    web.answers |= {
-        "/gone.gguf": Answer(status=404),
-        "/junk.gguf": Answer(junk),
-        "/short.gguf": Answer(model, declared=len(model) + 1000),
-        "/wrong.gguf": Answer(model),
-        "/private.gguf": Answer(status=302, headers={"Location": "http://169.254.169.254/x.gguf"}),
-        "/huge.gguf": Answer(model, declared=1 << 50),
-    }
-    faults = {
-        web.url("/gone.gguf"): "not_found",
-        web.url("/junk.gguf"): "invalid_request",
-        web.url("/short.gguf"): "engine_failed",
-        web.url("/wrong.gguf") + "#sha256=" + "0" * 64: "engine_failed",
-        web.url("/private.gguf"): "engine_failed",
-        web.url("/huge.gguf"): "insufficient_memory",
-        "https://127.0.0.1:1/x.gguf": "engine_failed",
-    }
-    with serving(folder, fake=FAKE, env=LOCAL, load=["good"]) as served, Client(served.rest) as client:
-        for source, code in faults.items():
-            with pytest.raises(ModelOpsError) as caught:
-                client.load("bad", source)
-            assert caught.value.code == code, (source, caught.value.message)
-            assert str(folder) not in caught.value.message
-            assert client.infer("good", "Hello").success
-        assert [found.model_name for found in client.models(all=True)] == ["good"]
-    assert visible(folder) == {"good.gguf"}

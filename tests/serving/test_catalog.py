@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound
+from modelops.api.errors import InvalidRequest, ModelOpsError, NotFound
+from modelops.serving import sources
 from modelops.serving.catalog import natural_type
 from modelops.serving.gguf import read_header
 from modelops.serving.wishes import Wish
@@ -293,7 +294,25 @@ async def test_a_file_that_is_there_with_the_right_digest_is_not_fetched_again(r
 
 
 async def test_a_file_that_is_there_is_not_replaced_by_one_of_unknown_content(root: Path) -> None:
-    tiny_gguf(root / "m.gguf")
+    """Two sources may name their files alike: each gets a file of its own, named after its source."""
+    mine = tiny_gguf(root / "m.gguf").read_bytes()
+    source = "pypi://no-such-package/m.gguf"
+    theirs = root / f"m-{hashlib.sha256(sources.parse(source).identity.encode()).hexdigest()[:8]}.gguf"
     async with catalog(root) as models:
-        with pytest.raises(Conflict, match="already under the model roots"):
-            await models.register("m", "pypi://no-such-package/m.gguf", "llm")
+        with pytest.raises(ModelOpsError, match="no-such-package"):
+            await models.register("n", source, "llm")
+        tiny_gguf(theirs, general__name="theirs")  # as if it had been fetched, and the coordinator killed just then
+        assert (await models.register("n", source, "llm")).file == theirs
+    assert (root / "m.gguf").read_bytes() == mine
+
+
+async def test_every_part_of_a_split_model_counts(root: Path) -> None:
+    first = tiny_gguf(root / "sub" / "m-00001-of-00002.gguf", split__count=2)
+    second = tiny_gguf(root / "sub" / "m-00002-of-00002.gguf", split__count=2)
+    both = first.read_bytes() + second.read_bytes()
+    async with catalog(root) as models:
+        version = await models.register("m", "sub/m-00001-of-00002.gguf", "llm")
+        assert version.size == len(both)
+        assert (await models.digest(version)).digest == f"sha256:{hashlib.sha256(both).hexdigest()}"
+        tiny_gguf(second, general__name="another", split__count=2)
+        assert (await models.find("m")).label == "v2"

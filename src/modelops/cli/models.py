@@ -34,7 +34,7 @@ def load(client: Client, model: str, path: str, no_wait: bool, dry_run: bool, as
         reply = client.load(model, path, dry_run=True, **options)
         print_json(reply) if as_json else _print_plan(reply)
         return
-    if "://" in path and not no_wait and not as_json:
+    if ("://" in path or options.get("quantization")) and not no_wait and not as_json:  # it may take long: a bar
         client.load(model, path, wait=False, **options)
         if not watching(model, client.watch(model)):
             raise SystemExit(FAILED)

@@ -123,6 +123,7 @@ def pull(source: str, name: str | None, quiet: bool, config: Path | None, data_d
     """
     from modelops.api.errors import InvalidRequest
     from modelops.serving import sources
+    from modelops.serving.gguf import read_header
 
     settings = load_settings(config, {"data_dir": data_dir})
     if source not in sources.KNOWN and not sources.is_source(source):
@@ -136,8 +137,15 @@ def pull(source: str, name: str | None, quiet: bool, config: Path | None, data_d
         present = False
     if not present:
         with bar(f"fetching {name}", quiet or as_json) as progress:
-            policy = sources.Policy(allow_private=settings.models.allow_private_sources)
+            allow = settings.models.allow_private_sources
+            policy = sources.Policy(allow_private=allow, stall_s=settings.models.fetch_stall_s)
             asyncio.run(sources.fetch(parsed, target, progress, policy))
+        try:
+            read_header(target)
+        except InvalidRequest:  # or it would be found among the models for ever, and served by none
+            for file in parsed.targets(target):
+                file.unlink(missing_ok=True)
+            raise
     if as_json:
         click.echo(json.dumps({"model_name": name, "file": str(target), "fetched": not present}))
     elif not quiet:

@@ -59,15 +59,19 @@ def bar(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def watching(model: str, events: Iterable[ModelEvent]) -> bool:
-    """Show how a model comes; False, and its reason on standard error, where it does not."""
+    """Show how a model comes, with a bar; False, and its reason on standard error, where it does not."""
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     event = None
-    with console.status(f"loading {model}") if console.is_terminal else contextlib.nullcontext() as status:
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(f"loading {model}", total=None)
         for event in events:
-            if status is not None:
-                status.update(f"{model}: {event.model.message or event.model.status}")
+            done = event.model.progress or None  # None: how far it is, is not known
+            told = f"{model}: {event.model.message or event.model.status}"
+            progress.update(task, description=told, completed=done or 0, total=1 if done else None)
     if event is None or event.model.status == "loaded":
         return event is not None
     why = event.model.message or f"it is {event.model.status}"

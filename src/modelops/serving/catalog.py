@@ -238,11 +238,11 @@ class Catalog:
         return await self._known_or_new(version.model_name, version.file, model_type)
 
     async def _known_or_new(self, name: str, file: Path, model_type: ModelType) -> Version:
-        stat = await asyncio.to_thread(file.stat)
-        number = self._known.get((name, model_type, str(file), stat.st_size, stat.st_mtime_ns))
+        size, mtime_ns = await asyncio.to_thread(_identity, file)
+        number = self._known.get((name, model_type, str(file), size, mtime_ns))
         if number:
             return self._models[name].versions[number]
-        return Version(name, 0, model_type, file, self._shown(file), "", stat.st_size, stat.st_mtime_ns)
+        return Version(name, 0, model_type, file, self._shown(file), "", size, mtime_ns)
 
     async def retyped(self, version: Version, model_type: ModelType) -> Version:
         """The version of the same file that is served as `model_type`, registered if it is new."""
@@ -254,7 +254,7 @@ class Catalog:
             return version
         stop = threading.Event()
         try:
-            value = f"sha256:{await asyncio.to_thread(sources.sha256, version.file, stop)}"
+            value = f"sha256:{await asyncio.to_thread(sources.sha256_of, gguf.parts(version.file), stop)}"
         finally:
             stop.set()  # a thread outlives its task's cancellation: the end would wait for a large file to be read
         await self._queries.set_digest(version.model_name, version.number, value)
@@ -266,16 +266,16 @@ class Catalog:
 
     async def _register(self, name: str, file: Path, model_type: ModelType, source: str = "") -> Version:
         async with self._registering:
-            stat = await asyncio.to_thread(file.stat)
-            identity = (name, model_type, str(file), stat.st_size, stat.st_mtime_ns)
+            size, mtime_ns = await asyncio.to_thread(_identity, file)
+            identity = (name, model_type, str(file), size, mtime_ns)
             if identity not in self._known:
                 row = VersionRow(
                     model_name=name,
                     number=0,
                     model_type=model_type,
                     file=str(file),
-                    size=stat.st_size,
-                    mtime_ns=stat.st_mtime_ns,
+                    size=size,
+                    mtime_ns=mtime_ns,
                     digest="",
                     registered_at=time.time(),
                     source=source,
@@ -385,11 +385,14 @@ class Catalog:
         """Whether the version is what the catalogue's entry names."""
         if "type" in entry.model_fields_set and version.model_type != entry.type:
             return False
-        if entry.source:
-            source = sources.parse(entry.source)
-            fetched_otherwise = not version.source and version.file.name == source.name
-            return fetched_otherwise or version.source == _key(source)
-        return not entry.file or any((root / entry.file).resolve() == version.file for root in self._roots)
+        try:
+            if entry.source:
+                source = sources.parse(entry.source)
+                fetched_otherwise = not version.source and version.file.name == source.name
+                return fetched_otherwise or version.source == _key(source)
+            return not entry.file or any((root / entry.file).resolve() == version.file for root in self._roots)
+        except (ModelOpsError, OSError, RuntimeError, ValueError):  # what is no source and no path
+            return False
 
     def _inside(self, file: Path) -> bool:
         return any(file.is_relative_to(root) for root in self._roots)
@@ -425,18 +428,17 @@ class Catalog:
         """The source's file: the one that it was fetched to before, else it is fetched now."""
         if present := await self._present(source):
             return present
-        bring = partial(_fetch, source, self._roots[0] / source.name, self._policy)
+        target = self._roots[0] / source.name
+        if target.exists() and not await asyncio.to_thread(sources.has_digest, target, source.sha256):
+            # Another source's, or somebody's own: files of one name may be different models.
+            target = target.with_name(source.file_name(f"{gguf.model_name(target)}-{_key(source)[:8]}"))
+        bring = partial(_fetch, source, target, self._policy)
         return await self._arrivals.bring(source.identity, name, "fetching", bring)
 
 
 async def _fetch(source: sources.Source, target: Path, policy: sources.Policy, progress: Progress) -> Path:
-    if target.exists():
-        if await asyncio.to_thread(sources.has_digest, target, source.sha256):
-            return target
-        raise Conflict(
-            f"a file '{target.name}' is already under the model roots, and nothing says that it is this one; load it "
-            "by its path, or remove it"
-        )
+    if target.exists():  # by its digest it is the source's, or by its name: it was fetched, and then not registered
+        return target
     await sources.fetch(source, target, progress, policy)
     try:
         _check(await asyncio.to_thread(gguf.read_header, target), target)
@@ -457,21 +459,25 @@ def _key(source: sources.Source) -> str:
     return hashlib.sha256(source.identity.encode()).hexdigest()
 
 
+def _identity(file: Path) -> tuple[int, int]:
+    """What another file in its place, or in that of one of its parts, would not have: size, and latest change."""
+    stats = [part.stat() for part in gguf.parts(file)]
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+
+
 def _unchanged(version: Version) -> bool:
     try:
-        stat = version.file.stat()
+        return _identity(version.file) == (version.size, version.mtime_ns)
     except OSError:
         return False
-    return (stat.st_size, stat.st_mtime_ns) == (version.size, version.mtime_ns)
 
 
 def _replaced(version: Version) -> bool:
     """Whether another file stands where the version's was."""
     try:
-        stat = version.file.stat()
+        return _identity(version.file) != (version.size, version.mtime_ns)
     except OSError:
         return False
-    return (stat.st_size, stat.st_mtime_ns) != (version.size, version.mtime_ns)
 
 
 def _delete(file: Path) -> int:

@@ -28,6 +28,7 @@ class Residents:
         self.queries = queries
         self._tasks = Tasks("residents")
         self._restoring = Tasks("restore")
+        self._fetching = Tasks("fetch")
 
     def remember(self, name: str, wish: Wish | None) -> asyncio.Task[None]:
         """`name` is loaded so, or with None is not wanted any more; done when that, and all before, is written."""
@@ -38,21 +39,27 @@ class Residents:
     def restore(self, catalog: Catalog, pool: Pool, rows: Iterable[ModelRow]) -> None:
         """Begin to load what was loaded, and what the catalogue wants, one after another.
 
-        Pinned models come first, then the one that was loaded last.
+        Pinned models come first, then the one that was loaded last. What must be fetched first keeps nobody waiting.
         """
         wanted = {name: catalog.wish(name) for name in reversed(catalog.preloaded())}
         wanted |= {row.model_name: Wish.from_json(row.wish) for row in rows if row.wanted}
         order = list(wanted.items())[::-1]
         order.sort(key=lambda found: not found[1].pinned)
-        if order:
-            self._restoring.start("load", self._load(catalog, pool, order))
+        here = set(catalog.names())
+        present = [(name, wish) for name, wish in order if name in here or not catalog.entry(name).source]
+        if present:
+            self._restoring.start("load", self._load(catalog, pool, present))
+        for name, wish in order:
+            if (name, wish) not in present:
+                self._fetching.start(f"fetch {name}", self._load(catalog, pool, [(name, wish)]))
 
     async def begun(self) -> None:
-        """Wait until all that `restore` loads is on its way."""
+        """Wait until all that `restore` loads is on its way, but for what must be fetched first."""
         await self._restoring.finish()
 
     async def close(self) -> None:
         """Write what is still to be written."""
+        await self._fetching.close()
         await self._restoring.close()
         await self._tasks.finish()
 

@@ -32,11 +32,10 @@ class Tuned:
 
 def tune(version: Version, wish: Wish, settings: EngineSettings, cores: int, *, gpus: bool = False) -> Tuned:
     """The spec for `version`. Reads the file's header; raises ModelOpsError where it cannot be served."""
-    try:
-        size = version.file.stat().st_size
-    except OSError:
-        raise NotFound(f"the file of '{version.model_name}' is gone: '{version.shown_path}'") from None
+    if not version.file.exists():
+        raise NotFound(f"the file of '{version.model_name}' is gone: '{version.shown_path}'")
     header = read_header(version.file)
+    size = header.file_bytes
     context = wish.context_length or settings.context_length
     threads = settings.threads or cores
     on_gpu = gpus and wish.offloaded != 0
@@ -73,6 +72,7 @@ def laid_out(spec: EngineSpec, layout: Layout, uuids: Sequence[str] = ()) -> Eng
     `uuids` are those of the machine's GPUs, in their order: the engine sees no others than it was given a part of.
     Where one of them is not known, as on a simulated machine, it sees all.
     """
+    spec = replace(spec, gpus=None, gpu_layers=-1, tensor_split=())
     if not layout.split:
         return spec
     spec = replace(spec, gpu_layers=layout.gpu_layers, tensor_split=layout.split if layout.gpu_layers else ())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from modelops.serving.sources.errors import DiskFull, FetchFailed
 from modelops.serving.sources.fetcher import Progress, fetch
-from modelops.serving.sources.files import PARTIAL, has_digest, prune, sha256
+from modelops.serving.sources.files import PARTIAL, has_digest, prune, sha256, sha256_of
 from modelops.serving.sources.source import HubSource, Policy, PypiSource, Source, WebSource, is_source, parse
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "parse",
     "prune",
     "sha256",
+    "sha256_of",
 ]
 
 #: Models that are known by a short name.

@@ -62,8 +62,8 @@ def judge(host: str, addresses: Iterable[str], *, plain: bool, allow_private: bo
     for address in addresses:
         if not allow_private and not is_public(address):
             raise refusal(
-                f"{sent} '{host}', an address of this machine or of a private network; such are refused unless private "
-                "sources are allowed"
+                f"{sent} '{host}', an address of this machine or of a private network; such are refused "
+                "unless models.allow_private_sources says otherwise"
             )
         if plain and not is_loopback(address):
             raise refusal(f"{sent} http://{host}, which anybody on the way could change; https:// is needed")

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -33,10 +33,16 @@ _WAITING_S = 0.25  # between two looks at what the other fetch has brought
 
 def sha256(file: Path, stop: threading.Event | None = None) -> str:
     """The file's digest in hexadecimal; reads the whole file. Setting `stop` ends it early, with a digest of no use."""
+    return sha256_of([file], stop)
+
+
+def sha256_of(files: Iterable[Path], stop: threading.Event | None = None) -> str:
+    """As `sha256`, of several files one behind another."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while (block := stream.read(_BLOCK)) and not (stop and stop.is_set()):
-            digest.update(block)
+    for file in files:
+        with file.open("rb") as stream:
+            while (block := stream.read(_BLOCK)) and not (stop and stop.is_set()):
+                digest.update(block)
     return digest.hexdigest()
 
 
