@@ -5,7 +5,7 @@ STAMP  := $(VENV)/.installed
 MODEL  ?= smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format lint types contracts audit proto lock bench clean
+.PHONY: help install run test soak check format lint types contracts audit proto lock bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,13 @@ run: install  ## fetch the default model, start the coordinator, serve it
 test: install  ## every test that needs no program besides Python, with the real model
 	@$(BIN)/modelops pull --quiet $(MODEL)
 	$(BIN)/python -m pytest
+
+soak: install  ## the long runs of what `make test` runs short, with what each of them saw
+	@$(BIN)/modelops pull --quiet $(MODEL)
+	CHAOS_OPERATIONS=1000 CHAOS_SWAPS=50 CHAOS_LOADS=30 $(BIN)/python -m pytest -rP \
+		tests/chaos/test_memory.py tests/chaos/test_swap.py tests/chaos/test_memory_returns.py
+	PLACEMENT_CASES=50000 SCHEDULER_LIVES=1000 $(BIN)/python -m pytest --timeout 1200 -q \
+		tests/serving/test_placement.py tests/serving/test_bill.py tests/serving/test_scheduler_machine.py
 
 check: lint types contracts proto-check audit test  ## what a contributor runs before sending a change
 
