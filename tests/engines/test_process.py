@@ -47,6 +47,8 @@ async def said(lines: list[str], text: str) -> None:
             "echo x.cu:9: CUDA error; echo 'b.so(abort+0x1)[0x7f]'; exit 1",
             Exit(1, "ended with status 1: x.cu:9: CUDA error"),
         ),
+        ("echo failed 1; echo '#2  0x7f14 in abort ()'; kill -ABRT $$", Exit(-6, "was killed by SIGABRT: failed 1")),
+        ("echo '#2  0x7f14 in abort ()'; exit 1", Exit(1, "ended with status 1")),
         ("echo error 1; echo exiting due to an error; exit 1", Exit(1, "ended with status 1: error 1")),
         ("echo exiting due to an error; exit 1", Exit(1, "ended with status 1: exiting due to an error")),
         ("echo 'cannot open /srv/secret/a.gguf'; exit 1", Exit(1, "ended with status 1: cannot open a.gguf")),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,7 +27,7 @@ from modelops.serving.estimates import (
 from modelops.serving.gguf import Header, read_header
 from modelops.serving.memory import DRIVER_LIBRARY_BYTES, LIBRARY_BYTES, MB, Need, need
 from modelops.store.database import open_database
-from modelops.store.estimates import EstimateQueries
+from modelops.store.estimates import EstimateQueries, EstimateRow
 from support import FAKE_ENGINE
 
 SPEC = EngineSpec(
@@ -126,7 +127,7 @@ GPU = Projection({"Host": Share(20 * MB, 0, 15 * MB), "CUDA0": Share(200 * MB, 1
 
 
 def test_what_gpus_take_is_counted_as_the_formula_counts_it() -> None:
-    assert projected_bytes(GPU, on_gpu()) == (35 + 300 + 450) * MB
+    assert projected_bytes(GPU, on_gpu()) == (35 + 300 + 450 + 25) * MB, "computing may all be in RAM"
     assert beside_units(GPU, on_gpu()) == 38 * MB
     assert beside_units(None, on_gpu()) == beside_units(Projection({"Host": Share(1, 2, 3)}), on_gpu()) == 40 * MB
 
@@ -134,7 +135,7 @@ def test_what_gpus_take_is_counted_as_the_formula_counts_it() -> None:
 @pytest.mark.parametrize(("gpu_layers", "mapped", "moved"), [(3, 20, 300), (2, 20 + 80, 200), (1, 20 + 80 + 90, 100)])
 def test_of_what_gpus_hold_ram_takes_nothing(gpu_layers: int, mapped: int, moved: int) -> None:
     weights = [80 * MB, 90 * MB]
-    beside = LIBRARY_BYTES + DRIVER_LIBRARY_BYTES + 30 * MB
+    beside = LIBRARY_BYTES + DRIVER_LIBRARY_BYTES + (30 + 25) * MB
     assert measured_bytes(210 * MB, GPU, on_gpu(), weights, gpu_layers) == (210 + mapped + moved) * MB + beside
 
 
@@ -143,8 +144,11 @@ async def test_what_a_gpu_holds_for_the_driver_is_learnt_from_any_load(
 ) -> None:
     estimates = Estimates(queries, ask=False)
     header, other = header_of(tmp_path, 300), header_of(tmp_path, 301)
+    told = json.dumps({"copied": 0, "devices": {"Host": [20 * MB, 0, 15 * MB], "CUDA0": [200 * MB, 100 * MB, 38 * MB]}})
+    for of in (header, other):
+        await queries.put(EstimateRow(of.digest, settings_key(SPEC), "gpu", on_gpu().total, 810 * MB, told, 0, 0.0))
     first = await estimates.estimate(SPEC, header, on_gpu(), "gpu")
-    assert first.need.driver == 600 * MB
+    assert first.need.per_gpu == (38 + 600) * MB
     taken = Taken(at_load=200 * MB, answered=210 * MB, gpu_layers=3, per_gpu=700 * MB)
     await estimates.loaded(SPEC, header, on_gpu(), taken, "gpu")
     for known in (header, other):
@@ -152,7 +156,9 @@ async def test_what_a_gpu_holds_for_the_driver_is_learnt_from_any_load(
     await estimates.loaded(SPEC, other, on_gpu(), replace(taken, per_gpu=680 * MB), "gpu")
     assert (await estimates.estimate(SPEC, header, on_gpu(), "gpu")).need.per_gpu == 700 * MB
     third, experts = header_of(tmp_path, 302), replace(header_of(tmp_path, 303), experts=(8, 2))
-    assert (await estimates.estimate(SPEC, third, on_gpu(), "gpu")).need.per_gpu == 680 * MB, "the least of any"
+    assert (await estimates.estimate(SPEC, third, on_gpu(), "gpu")).need.per_gpu == (40 + 680 - 38) * MB, (
+        "the least of any"
+    )
     assert (await estimates.estimate(SPEC, experts, on_gpu(), "gpu")).need.per_gpu > 680 * MB, "its kind takes more"
     taken = Taken(at_load=200 * MB, answered=210 * MB, gpu_layers=3)  # now the driver does not tell
     await estimates.loaded(SPEC, header, on_gpu(), taken, "gpu")

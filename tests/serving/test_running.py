@@ -58,10 +58,12 @@ def devices(held: Mapping[str, int], running: Running, others: int = 0) -> list[
 async def test_what_the_driver_says_of_its_processes_is_its_own(started: Start) -> None:
     running = started(Layout({HOST: 100 * MB, "gpu0": 300 * MB}, (3, 0)))
     shown = devices({"gpu0": 250, "gpu1": 0}, running, others=7)
-    assert running.holds(shown) == {HOST: running.engine.memory_bytes(), "gpu0": 250 * MB}
+    held = running.holds(shown)
+    assert held == {HOST: pytest.approx(running.engine.memory_bytes(), rel=0.1), "gpu0": 250 * MB}
     found = room(shown, {5: running}, MemorySettings(reserve_mb=100, gpu_reserve_mb=50))
     assert found.free == {HOST: 1400 * MB, "gpu0": 600 * MB, "gpu1": 850 * MB}
-    assert found.taken == {5: {HOST: running.engine.taken_bytes(), "gpu0": 250 * MB, "gpu1": 0}}
+    ram = pytest.approx(running.engine.taken_bytes(), rel=0.1)
+    assert found.taken == {5: {HOST: ram, "gpu0": 250 * MB, "gpu1": 0}}
 
 
 async def test_where_the_driver_names_no_process_what_is_loaded_counts_as_taken(started: Start) -> None:
@@ -95,7 +97,7 @@ async def test_what_each_gpu_holds_beside_the_units_is_told(started: Start, spli
     assert taken is not None
     assert taken.gpu_layers == sum(split)
     assert taken.per_gpu == pytest.approx(400 * MB, abs=2 * MB)
-    assert 0 < taken.at_load <= taken.answered
+    assert taken.at_load == pytest.approx(taken.answered, rel=0.1)
     unknown = running.taken(devices({"gpu0": 0, "gpu1": 0}, running))
     assert unknown is not None
     assert unknown.per_gpu == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from modelops.serving.wishes import Wish
 
 
-@given(st.from_type(Wish))
+@given(st.from_type(Wish).filter(lambda wish: wish.keep_alive_s is None or not math.isnan(wish.keep_alive_s)))
 def test_what_is_kept_is_what_was_wished(wish: Wish) -> None:
     assert Wish.from_json(wish.to_json()) == wish
 

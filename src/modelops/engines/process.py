@@ -32,8 +32,9 @@ _KEPT_BACK = ("MODELOPS_", "LLAMA_")
 _FOLDERS = re.compile(r"(?:/[^\s/'\":]+)+/")
 _TROUBLE = re.compile(r"error|fail|cannot|abort|exception|assert|out of memory|terminate", re.IGNORECASE)
 
-#: What says that it ended, and not why: the last words of llama.cpp, and lines of a stack trace.
-_VAGUE = re.compile(r"exiting due to|failed to (?:load model|create_context)|\[0x[0-9a-f]+\]")
+#: What says that it ended, and not why: the last words of llama.cpp; and lines of a stack trace, its own and gdb's.
+_VAGUE = re.compile(r"exiting due to|failed to (?:load model|create_context|initialize CUDA)")
+_TRACE = re.compile(r"^#\d+\s|\[0x[0-9a-f]+\]")
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ class Process:
                 how = f"was killed by signal {-code}"
         else:
             how = f"ended with status {code}"
-        telling = [line for line in reversed(self._last) if _TROUBLE.search(line)] if code else []
-        said = next((line for line in telling if not _VAGUE.search(line)), next(iter(telling), ""))
+        lines = [line for line in reversed(self._last) if _TROUBLE.search(line) and not _TRACE.search(line)]
+        said = next((line for line in lines if not _VAGUE.search(line)), next(iter(lines), "")) if code else ""
         # The paths that we gave it are known to the letter; any other is known by its looks.
         for path in self._paths:
             said = said.replace(path, Path(path).name)

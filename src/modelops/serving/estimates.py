@@ -139,8 +139,15 @@ def projected_bytes(projection: Projection, computed: Need) -> int:
 
     All devices together, as the formula has it: what a GPU takes, RAM would take without it.
     """
-    moved = computed.total - computed.unmovable if projection.on_gpus else 0
-    return projection.host.total + moved + computed.beside
+    if not projection.on_gpus:
+        return projection.host.total + computed.beside
+    moved = computed.total - computed.unmovable
+    return projection.host.total + moved + computed.beside + _computing_left(projection, computed)
+
+
+def _computing_left(projection: Projection | None, computed: Need) -> int:
+    """What computing takes more of RAM where GPUs take nothing than where they take all: it may go either way."""
+    return max(0, computed.compute - projection.host.compute) if projection else 0
 
 
 def beside_units(projection: Projection | None, computed: Need) -> int:
@@ -167,7 +174,8 @@ def measured_bytes(
     on_gpus = sum(computed.layers[stay:]) + computed.output
     # The projection is of a GPU that takes every unit; without one, all weights count as mapped, and some twice.
     mapped = mapped + sum(weights[:stay]) if projection else mapped - sum(weights[stay:]) - computed.output
-    return taken + mapped + on_gpus + LIBRARY_BYTES + DRIVER_LIBRARY_BYTES + computed.later
+    beside = LIBRARY_BYTES + DRIVER_LIBRARY_BYTES + _computing_left(projection, computed)
+    return taken + mapped + on_gpus + beside + computed.later
 
 
 class Estimates:
@@ -182,26 +190,34 @@ class Estimates:
     async def estimate(self, spec: EngineSpec, header: Header, computed: Need, device: str = "cpu") -> Estimate:
         """What `spec` will take. Asks the engine where the answer is not known yet. Never raises for want of one."""
         key = settings_key(spec)
-        async with self._one:
-            rows = await self._queries.of(header.digest, device)
-            row = next((row for row in rows if row.settings == key), None)
-            if row is None:
-                projection = await _projection(spec) if self._ask else None
-                projected = projected_bytes(projection, computed) if projection else 0
-                row = EstimateRow(
-                    *(header.digest, key, device, computed.total, projected, _to_json(projection), 0, time.time())
-                )
-                if projection:  # else it may be asked again: a busy machine may have kept it from answering in time
-                    await self._queries.put(row)
-            driver = row.driver or computed.driver
-            if not row.driver and (least := await self._queries.least_driver(device)):
-                driver = least + more_driver(header)
+        rows = await self._queries.of(header.digest, device)
+        row = next((row for row in rows if row.settings == key), None)
+        if row is None:
+            row = await self._asked(spec, header, computed, device)
+        known = row.driver or await self._queries.least_driver(device)
+        driver = known + more_driver(header) if known else computed.driver
         projection = _from_json(row.projection)
         if computed.driver:  # what a GPU holds beside units and the formula's computing
             driver += beside_units(projection, computed) - computed.compute
         other = next((past for past in map(_past, _others(rows, key)) if past), None)
         chosen = choose(computed, row.projected or None, _past(row), other, driver)
         return replace(chosen, projection=projection)
+
+    async def _asked(self, spec: EngineSpec, header: Header, computed: Need, device: str) -> EstimateRow:
+        """What the engine projects, kept. One is asked at a time, and who waited meanwhile finds what it said."""
+        key = settings_key(spec)
+        async with self._one:
+            rows = await self._queries.of(header.digest, device)
+            if known := next((row for row in rows if row.settings == key), None):
+                return known
+            projection = await _projection(spec) if self._ask else None
+            projected = projected_bytes(projection, computed) if projection else 0
+            row = EstimateRow(
+                *(header.digest, key, device, computed.total, projected, _to_json(projection), 0, time.time())
+            )
+            if projection:  # else it may be asked again: a busy machine may have kept it from answering in time
+                await self._queries.put(row)
+            return row
 
     async def loaded(self, spec: EngineSpec, header: Header, computed: Need, taken: Taken, device: str = "cpu") -> int:
         """Keeps what a load was measured to take, and returns it.
@@ -219,7 +235,9 @@ class Estimates:
             max(taken.answered, taken.at_load + compute),
             *(projection, computed, [layer.weights for layer in header.blocks], taken.gpu_layers),
         )
-        driver = max(0, taken.per_gpu - beside_units(projection, computed)) if taken.per_gpu else row.driver
+        driver = row.driver
+        if taken.per_gpu:  # as any model has it
+            driver = max(1, taken.per_gpu - beside_units(projection, computed) - more_driver(header))
         await self._queries.put(replace(row, measured=measured, driver=driver, at=time.time()))
         return measured
 

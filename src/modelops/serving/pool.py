@@ -143,9 +143,9 @@ class Pool:
                 raise EngineFailed(f"the engine of '{name}' ended; try again")
             running.last_used_at = datetime.now(UTC)
             yield Lease(running.build.version, running.engine, lambda: self._asking[ticket])
+            self._measure(ticket)
         finally:
             del self._asking[ticket]
-            self._measure(ticket)
             self._dispatch(Close(ticket, name))
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
@@ -219,7 +219,7 @@ class Pool:
         builds = {engine.candidate.build for engine in self._scheduler.engines.values() if engine.model == name}
         model = self._scheduler.models.get(name)
         if model and model.phase not in ("available", "failed"):
-            builds.add(model.candidate.build)
+            builds |= {model.candidate.build, *([model.fallback[0].build] if model.fallback else [])}
         return {build.version.number for build in map(self._builds.get, builds) if build}
 
     @contextlib.asynccontextmanager
@@ -366,9 +366,11 @@ class Pool:
         log.info("loaded %s in %.1f s", name, self._loop.time() - began)
         self._tasks.start(f"watch {name}", self._watch(name, number, running))
         self._wishes[name] = running.build.wish
-        with contextlib.suppress(Conflict):  # forgotten while it was loaded: it goes with its engine
-            await self._catalog.activate(version)
-        self._dispatch(Loaded(name, number, running.holds(self._machine.devices())))
+        try:
+            with contextlib.suppress(Conflict):  # forgotten while it was loaded: it goes with its engine
+                await self._catalog.activate(version)
+        finally:  # it is loaded, whether or not that can be written
+            self._dispatch(Loaded(name, number, running.holds(self._machine.devices())))
         await self._catalog.digest(version)
 
     def _failed(self, name: str, number: int, error: ModelOpsError) -> None:
@@ -448,8 +450,10 @@ class Pool:
             self._dispatch(Register(name, build.candidate, _residency(wish, self._settings)))
 
     async def _build(self, version: Version, wish: Wish) -> Build:
-        used = {model.candidate.build for model in self._scheduler.models.values()}
-        self._builds.keep(used | {engine.candidate.build for engine in self._scheduler.engines.values()})
+        models = self._scheduler.models.values()
+        used = {model.candidate.build for model in models}
+        used |= {engine.candidate.build for engine in self._scheduler.engines.values()}
+        self._builds.keep(used | {model.fallback[0].build for model in models if model.fallback})
         return await self._builds.make(version, wish, self.borrow)
 
     # --- helpers ---

@@ -76,7 +76,7 @@ class Running:
         Simulated devices do not show what engines take. Inside a container the driver names other processes' numbers:
         then what is loaded counts as taken.
         """
-        assumed = self.layout.reserve if self.loaded_at else {}
+        assumed = self.layout.reserve if self.loaded_at and self.engine.pids() else {}
         found = {gpu: shown or assumed.get(gpu, 0) for gpu, shown in self._on_gpus(devices).items()}
         if any(device.device == HOST and not device.simulated for device in devices):
             found[HOST] = self.engine.taken_bytes()

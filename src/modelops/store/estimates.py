@@ -48,7 +48,8 @@ class EstimateQueries:
 
     async def least_driver(self, device: str) -> int:
         """The least that a GPU of this kind held beside what was foretold for it, whatever the file; 0: not known."""
-        chosen = (memory_estimates.c.device == device) & (memory_estimates.c.driver > 0)
+        projected = memory_estimates.c.projected > 0  # else the formula's error is in it
+        chosen = (memory_estimates.c.device == device) & (memory_estimates.c.driver > 0) & projected
         query = select(func.min(memory_estimates.c.driver)).where(chosen)
         async with self._database.connect() as connection:
             return (await connection.execute(query)).scalar_one_or_none() or 0
