@@ -153,11 +153,14 @@ class Chaos:
         wish: dict[str, Any] = {"context_length": self.pick.choice(self.setting.contexts)}
         wish |= {"slots": self.pick.choice([0, 1, 2, 3]), "pin": self.pick.random() < 0.15}
         wish |= {"keep_alive": self.pick.choice([0.0, 0.3])} if self.pick.random() < 0.2 else {"keep_alive": -1.0}
-        known, fleeting = name in self.books.resident, wish["keep_alive"] >= 0
+        known, fleeting, before = name in self.books.resident, wish["keep_alive"] >= 0, set(self.books.fleeting)
         if fleeting and not known:  # else it is still wished as before
             self.books.fleeting.add(name)
+        refused = self.counts.get("insufficient_memory", 0)
         self.judged("load", name, lambda: self.asked.load(name, **wish), wish)
-        if not fleeting and not known:
+        if self.counts.get("insufficient_memory", 0) > refused:  # its calls load it as it was wished before
+            self.books.fleeting = before
+        elif not fleeting and not known:
             self.books.fleeting.discard(name)
 
     def call(self) -> None:
@@ -181,7 +184,13 @@ class Chaos:
         if name is None or len(self.readers) == 3:
             return
 
+        mine: list[Reader] = []
+
         def begin() -> None:
+            while mine:  # it is tried again, and there may be one slot only
+                self.readers.remove((name, mine[0]))
+                mine.pop().hang_up()
+                self.books.held[name] -= 1
             reader = Reader(self.served, "rest", model_name=name, max_tokens=2048, raw=True)
             wait_until(lambda: reader.chunks or reader.error, 30, "the beginning of an answer")
             if reader.error:
@@ -189,6 +198,7 @@ class Chaos:
                 reader.join()
                 self.asked.infer(name, "Hello", max_tokens=2, raw=True)
                 return
+            mine.append(reader)
             self.readers.append((name, reader))
             self.books.held[name] += 1
 

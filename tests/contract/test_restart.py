@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bad_http import Answer, bad_server
 from contract import wires
 from contract.wires import TRANSPORTS, Wire
 from support import Served, serving, tiny_gguf, wait_until
@@ -175,6 +176,46 @@ def test_what_the_catalogue_names_is_there_from_the_start(tmp_path: Path) -> Non
                 assert len(answer.embeddings[0].values) == 8
             clients["rest"].ok("unload_model", model_name="later")
             kill(served)
+
+
+def test_what_the_catalogue_fetches_keeps_nobody_waiting(tmp_path: Path) -> None:
+    tiny_gguf(tmp_path / "models" / "here.gguf")
+    content = tiny_gguf(tmp_path / "elsewhere" / "m.gguf", general__name="elsewhere").read_bytes()
+    catalogue = tmp_path / "catalogue.toml"
+    with bad_server() as web:
+        first = web.answers["/first.gguf"] = Answer(content, hold=len(content) // 2)
+        web.answers["/later.gguf"] = Answer(content)
+        catalogue.write_text(
+            f"""
+            [first]
+            source = "{web.url("/first.gguf")}"
+            preload = true
+            pin = true
+
+            [here]
+            preload = true
+
+            [later]
+            source = "{web.url("/later.gguf")}"
+            slots = 3
+            """
+        )
+        env = {"MODELOPS_MODELS__CATALOGUE": str(catalogue), "MODELOPS_MODELS__ALLOW_PRIVATE_SOURCES": "true"}
+        with running(tmp_path, **env) as (served, clients):
+            rest = clients["rest"]
+            wait_until(lambda: rest.info("here").status == "loaded")
+            wait_until(lambda: "fetching" in rest.info("first").message)
+            assert rest.info("first").status == "loading"
+            assert web.asked("host", "/later.gguf") == []
+            assert rest.ok("infer", model_name="later", **ASK).output_text == "w0 w1 "  # fetched on first use
+            assert rest.info("later").slots == 3
+            first.release.set()
+            wait_until(lambda: rest.info("first").status == "loaded")
+            assert rest.info("first").pinned
+            kill(served)
+        with running(tmp_path, **env) as (served, clients):  # what was fetched is there
+            back(clients["rest"], {"first", "here", "later"})
+            assert len(web.requests) == 2
 
 
 @pytest.mark.engine
