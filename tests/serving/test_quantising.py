@@ -315,6 +315,7 @@ async def test_a_real_model_predicts_as_well_as_before(
             counted = await ask("/completion", {"prompt": "One, two, three, four,", "n_predict": 4, "temperature": 0})
             assert counted["content"].startswith(" five")
             found.append(await perplexity.perplexity(ask))
+    print(f"perplexity {found[0]:.3f} before, {found[1]:.3f} as Q8_0")
     assert found[1] == pytest.approx(found[0], rel=0.02)
     assert found[0] < 25  # the measure itself is sound
 
