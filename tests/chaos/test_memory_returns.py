@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -41,12 +42,18 @@ def test_loading_and_unloading_again_and_again_costs_nothing(tmp_path: Path, smo
 
         took: list[float] = []
         once()  # what is kept from the first on, such as the file's pages, is no loss
-        free, own = host().free / MB, coordinator.memory_info().rss / MB
-        for _ in range(LOADS):
-            once()
+        own, lost = coordinator.memory_info().rss / MB, 0.0
+        for _ in range(3):  # others take memory meanwhile, and may keep it; what is lost is lost each time
+            free = host().free / MB
+            for _ in range(LOADS):
+                once()
+            with contextlib.suppress(pytest.fail.Exception):
+                wait_until(lambda free=free: host().free / MB > free - NOISE_MB, 10)  # type: ignore[misc]
+                break
+            lost += free - host().free / MB
+        else:
+            pytest.fail(f"{3 * LOADS} loads cost {lost:.0f} MB")
         assert min(took) > 4 * NOISE_MB
-        # Others take and give back meanwhile; what is lost never comes back.
-        wait_until(lambda: host().free / MB > free - NOISE_MB, 30, f"{free:.0f} MB free again")
         grown = coordinator.memory_info().rss / MB - own
         assert grown < 8, f"the coordinator has grown by {grown:.1f} MB"
         assert not served.engines()

@@ -21,6 +21,16 @@ from modelops.api.errors import (
     Overloaded,
     shutting_down,
 )
+from modelops.serving.answers import (
+    cooling,
+    fall_back,
+    fill,
+    forget,
+    grant_all,
+    not_loaded,
+    refuse_all,
+    refuse_swaps,
+)
 from modelops.serving.events import (
     NO_ROOM,
     Ask,
@@ -150,10 +160,10 @@ class Scheduler:
             return
         elif left := model.cooling_s(now):
             assert model.error is not None
-            yield Refuse(ticket, _again(model.error, left))
+            yield Refuse(ticket, cooling(model.error, left))
             return
         elif model.phase in ("available", "failed") and not self._autoload:
-            yield Refuse(ticket, _not_loaded(name))
+            yield Refuse(ticket, not_loaded(name))
             return
         elif model.phase == "unloading":
             model.later.append(ticket)
@@ -179,7 +189,7 @@ class Scheduler:
             elif not engine.active:
                 yield from self._stop(engine, "it was replaced")
         if model.phase in ("loaded", "unloading"):
-            yield from _fill(model)
+            yield from fill(model)
         if model.phase == "unloading":
             yield from self._stop_when_done(model, "unloaded")
         else:
@@ -235,7 +245,7 @@ class Scheduler:
         if isinstance(plan, Bill):
             both = "both versions do not fit side by side; with drain_first the present one ends before"
             error = InsufficientMemory(f"{plan.sentence(name)}; {both}", details=plan.details())
-            yield from _refuse_swaps(model, error)
+            yield from refuse_swaps(model, error)
             return
         model.incoming = yield from self._reserve(name, candidate, plan, now, room)
         model.incoming.residency = residency
@@ -245,14 +255,14 @@ class Scheduler:
         if isinstance(plan, Bill):
             error = InsufficientMemory(plan.sentence(name), details=plan.details())
             if model.fallback:
-                yield from _fall_back(model, error)
+                yield from fall_back(model, error)
                 yield from self._begin(name, model, now, room)
                 return
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
             model.crashes = 0
-            yield from _refuse_all(model, error)
-            yield from _forget(name, model)
+            yield from refuse_all(model, error)
+            yield from forget(name, model)
             return
         self._enter(model, "loading", now)
         model.engine = yield from self._reserve(name, model.candidate, plan, now, room)
@@ -287,15 +297,15 @@ class Scheduler:
             assert present is not None
             self._become(model, engine)
             model.retiring[present.number] = present
-            yield from _grant_all(model.swaps)
+            yield from grant_all(model.swaps)
             if not present.active:
                 yield from self._stop(present, "it was replaced")
         else:
             self._enter(model, "loaded", now)
             model.fallback = None
-            yield from _grant_all(model.loads)
+            yield from grant_all(model.loads)
         model.unanswered = model.unanswered or asked_for
-        yield from _fill(model)
+        yield from fill(model)
         yield from self._idle(name, model, now)
 
     def _load_failed(
@@ -303,12 +313,12 @@ class Scheduler:
     ) -> Iterator[Effect]:
         if engine is model.incoming:
             model.incoming = None
-            yield from _refuse_swaps(model, error)
+            yield from refuse_swaps(model, error)
             yield from self._idle(name, model, now)
             return
         model.engine = None
         if model.fallback:
-            yield from _fall_back(model, error)
+            yield from fall_back(model, error)
             yield from self._crashed(name, model, error, now)
         elif model.crashes:
             yield from self._crashed(name, model, error, now)
@@ -323,11 +333,11 @@ class Scheduler:
         if (model.phase == "loading" or model.incoming) and not force:
             yield Refuse(ticket, Conflict(f"'{name}' is being loaded; wait for it, or unload it with force"))
             return
-        yield from _forget(name, model)
+        yield from forget(name, model)
         gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0)
         if model.phase in ("available", "failed", "restarting"):  # no engine is left but what was replaced
             model.phase, model.error, model.crashes = "available", None, 0
-            yield from _refuse_all(model, gone)
+            yield from refuse_all(model, gone)
             if not model.retiring:
                 yield Grant(ticket)
                 return
@@ -339,7 +349,7 @@ class Scheduler:
                     yield Revoke(granted, gone)
                 if engine:
                     engine.active.clear()
-            yield from _refuse_all(model, gone)
+            yield from refuse_all(model, gone)
             for engine in [model.incoming, *model.retiring.values()]:
                 if engine:
                     model.retiring[engine.number] = engine
@@ -351,7 +361,7 @@ class Scheduler:
         """An idle model goes."""
         assert model.engine is not None
         model.phase = "unloading"
-        yield from _forget(name, model)
+        yield from forget(name, model)
         yield from self._stop(model.engine, why)
 
     def _stop_when_done(self, model: Model, why: str) -> Iterator[Effect]:
@@ -372,7 +382,7 @@ class Scheduler:
         engine.active.clear()
         if engine is model.incoming:  # it answered, and ended before that was told
             model.incoming, model.retiring[number] = None, engine
-            yield from _refuse_swaps(model, EngineFailed(f"the next engine of '{name}' {reason}"))
+            yield from refuse_swaps(model, EngineFailed(f"the next engine of '{name}' {reason}"))
         yield from self._stop(engine, reason)  # nothing of it runs any more: its memory is seen to be free
         if engine is not model.engine:
             yield from self._idle(name, model, now)
@@ -404,7 +414,7 @@ class Scheduler:
         """The engine `number` is gone. With the last one of a model its unload is over, and the next load begins."""
         if model.phase == "unloading" and not model.engine and not model.retiring:
             self._enter(model, "available", now)
-            yield from _grant_all(model.unloads)
+            yield from grant_all(model.unloads)
         # Who waited for this memory comes first: it was promised.
         yield from self._unblock(number, now, room)
         if model.phase == "available":
@@ -412,8 +422,8 @@ class Scheduler:
             if model.loads or (model.queue and self._autoload):
                 yield from self._begin(name, model, now, room)
             else:
-                yield from _refuse_all(model, _not_loaded(name))
-                yield from _forget(name, model)
+                yield from refuse_all(model, not_loaded(name))
+                yield from forget(name, model)
 
     def _unblock(self, number: int, now: float, room: Room) -> Iterator[Effect]:
         """Start what waited for the engine `number` to be gone, if it still fits: others may have taken the memory."""
@@ -449,61 +459,9 @@ class Scheduler:
     def _fail(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
         self._enter(model, "failed", now)
         model.error, model.crashes = error, 0
-        yield from _refuse_all(model, error)
+        yield from refuse_all(model, error)
         if not self._draining:  # the end of the coordinator forgets nothing
-            yield from _forget(name, model)
+            yield from forget(name, model)
 
     def _enter(self, model: Model, phase: Phase, now: float) -> None:
         model.phase, model.changed_at, model.error = phase, now, None
-
-
-def _fill(model: Model) -> Iterator[Effect]:
-    engine = model.engine
-    while engine and not engine.stopping and model.queue and engine.has_slot:
-        ticket = model.queue.popleft()
-        engine.active.add(ticket)
-        yield Grant(ticket, engine.number)
-
-
-def _fall_back(model: Model, error: ModelOpsError) -> Iterator[Effect]:
-    """What was to be replaced is what is loaded next; `error` is why it was not replaced."""
-    assert model.fallback is not None
-    (model.candidate, model.residency), model.fallback = model.fallback, None
-    for ticket in model.loads:
-        yield Refuse(ticket, error)
-    model.loads.clear()
-
-
-def _forget(name: str, model: Model) -> Iterator[Effect]:
-    if model.wanted:
-        model.wanted = False
-        yield Residents(name, wanted=False)
-
-
-def _grant_all(tickets: list[int]) -> Iterator[Effect]:
-    for ticket in tickets:
-        yield Grant(ticket)
-    tickets.clear()
-
-
-def _refuse_all(model: Model, error: ModelOpsError) -> Iterator[Effect]:
-    for ticket in [*model.queue, *model.loads, *model.swaps]:
-        yield Refuse(ticket, error)
-    for waiting in (model.queue, model.loads, model.swaps):
-        waiting.clear()
-
-
-def _refuse_swaps(model: Model, error: ModelOpsError) -> Iterator[Effect]:
-    for ticket in model.swaps:
-        yield Refuse(ticket, error)
-    model.swaps.clear()
-
-
-def _not_loaded(name: str) -> Conflict:
-    return Conflict(f"'{name}' is not loaded, and models.autoload is off; load it first")
-
-
-def _again(error: ModelOpsError, seconds: float) -> ModelOpsError:
-    return type(error)(
-        f"{error.message} (not tried again for {seconds:.0f} s)", retry_after_s=seconds, details=error.details
-    )
