@@ -226,3 +226,8 @@ def engine(served: Served) -> Iterator[httpx.Client]:
 
 def client(served: Served) -> Client:
     return Client(served.rest, timeout_s=60)
+
+
+def visible(folder: Path) -> set[str]:
+    """What can be seen of models, quantised copies included."""
+    return {file.name for place in ("models", "quantised") for file in (folder / place).glob("*")} - {".partial"}

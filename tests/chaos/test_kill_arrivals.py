@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 
-from bad_http import Answer, BadServer, bad_server
+from bad_http import Answer, BadServer
+from chaos.callers import visible
 from gguf_files import llama_gguf, sparse_gguf
 from modelops import Client
 from support import Served, serving, wait_until
@@ -21,19 +20,6 @@ FAKE = {"tokens": 3}
 LOCAL = {"MODELOPS_MODELS__ALLOW_PRIVATE_SOURCES": "true"}
 
 
-@pytest.fixture
-def web() -> Iterator[BadServer]:
-    with bad_server() as server:
-        yield server
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> bytes:
-    """A whole model of 4 MB."""
-    (tmp_path / "made").mkdir()
-    return sparse_gguf(tmp_path / "made" / "m.gguf", 1 << 21).read_bytes()
-
-
 def killed(served: Served) -> None:
     """The coordinator is killed, and nothing of it lives on."""
     children = served.engines()
@@ -41,11 +27,6 @@ def killed(served: Served) -> None:
     served.process.wait()
     _, alive = psutil.wait_procs(children, timeout=ORPHAN_S)
     assert alive == []
-
-
-def visible(folder: Path) -> set[str]:
-    """What can be seen of models, quantised copies included."""
-    return {file.name for place in ("models", "quantised") for file in (folder / place).glob("*")} - {".partial"}
 
 
 def test_a_fetch_that_was_killed_is_not_visible_and_goes_on_after_the_restart(

@@ -95,7 +95,7 @@ class Models:
         plan = told.plan(build, found)
         evicting = f" after {' and '.join(plan.evict)} went" if plan.evict else ""
         if wish.quantization and (copy := await self._parts.quantised.would(version)):
-            evicting += f", quantised first ({copy.target_bytes // MB} MB of disk; then it takes less than this)"
+            evicting += f", quantised first ({copy.target_bytes // MB} MB of disk)"
         return types.ModelLoadReply(
             message=f"'{version.model_name}' would be loaded{evicting}; nothing was done",
             model_version=version.label if version.number else "",  # it has none before it is registered

@@ -194,10 +194,10 @@ class Estimates:
         row = next((row for row in rows if row.settings == key), None)
         if row is None:
             row = await self._asked(spec, header, computed, device)
-        known = row.driver or await self._queries.least_driver(device)
-        driver = known + more_driver(header) if known else computed.driver
-        projection = _from_json(row.projection)
-        if computed.driver:  # what a GPU holds beside units and the formula's computing
+        projection, driver = _from_json(row.projection), computed.driver
+        if driver:  # what a GPU holds beside units and the formula's computing
+            if known := row.driver or await self._queries.least_driver(device):
+                driver = known + more_driver(header)
             driver += beside_units(projection, computed) - computed.compute
         other = next((past for past in map(_past, _others(rows, key)) if past), None)
         chosen = choose(computed, row.projected or None, _past(row), other, driver)
