@@ -14,11 +14,10 @@ def test_force_ends_a_load_and_who_waits_for_it_is_told(
     wire: Wire, staged: Served, threads: ThreadPoolExecutor
 ) -> None:
     model = f"gated-{wire.name}"
-    waiting = [
-        threads.submit(wire.call, operation, {"model_name": model, **fields})
-        for operation, fields in (("load_model", {}), ("infer", ASK), ("infer", ASK))
-    ]
-    wait_until(lambda: (info := wire.info(model)).status == "loading" and info.queued_requests == 2)
+    waiting = [threads.submit(wire.call, "load_model", {"model_name": model})]
+    until(wire, model, "loading")  # the load was taken: later than the unloading it would start another one
+    waiting += [threads.submit(wire.call, "infer", {"model_name": model, **ASK}) for _ in range(2)]
+    wait_until(lambda: wire.info(model).queued_requests == 2)
     refused(wire.call("unload_model", {"model_name": model}), "unload_model", "conflict", "being loaded")
     assert wire.ok("unload_model", model_name=model, force=True).memory_freed_mb > 30
     for answer in waiting:

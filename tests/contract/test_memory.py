@@ -26,7 +26,7 @@ def small_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     wide = {"llama__block_count": 64, "llama__context_length": 32_768}
     links += [(name, tiny_gguf(folder / name, general__name=name, **wide)) for name in ("wide", "wider")]
     env = {"MODELOPS_MEMORY__BUDGET_MB": str(BUDGET), "MODELOPS_ENGINE__CONTEXT_LENGTH": "8192"}
-    with serving(folder, links=links, fake={}, env=env) as running:
+    with serving(folder, links=links, fake={"token_s": 0.02}, env=env) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 
