@@ -35,6 +35,27 @@ async def test_a_failure_is_logged_with_the_tasks_name(caplog: pytest.LogCapture
     assert len(tasks) == 0
 
 
+async def test_what_is_done_whole_goes_on_without_who_waits_for_it() -> None:
+    tasks = Tasks("catalogue")
+    go, done = asyncio.Event(), []
+
+    async def work() -> int:
+        await go.wait()
+        done.append("all of it")
+        return 42
+
+    waiter = Tasks("caller").start("wait", tasks.whole("note", work()))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    assert waiter.cancelled()
+    assert done == []
+    go.set()
+    await tasks.finish()
+    assert done == ["all of it"]
+    assert await tasks.whole("note", work()) == 42
+
+
 async def test_closing_ends_every_task_after_its_cleanup_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     tasks = Tasks("pool")
     cleaned = []

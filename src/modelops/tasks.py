@@ -9,7 +9,9 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,11 @@ class Tasks:
         self._running.add(task)
         task.add_done_callback(partial(self._ended, expected))
         return task
+
+    async def whole(self, name: str, work: Coroutine[Any, Any, T], *, expected: tuple[type[Exception], ...] = ()) -> T:
+        """The result of `work`, which is done to its end also where who waits for it is cancelled meanwhile."""
+        result: T = await asyncio.shield(self.start(name, work, expected=expected))
+        return result
 
     async def close(self) -> None:
         """Cancel every task and wait until all have ended."""

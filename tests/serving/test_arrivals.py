@@ -271,3 +271,17 @@ async def test_what_is_coming_for_a_model_can_be_ended(arrivals: Arrivals) -> No
     other.go()
     assert await others[0] == "done"
     await arrivals.end("m", Overloaded("nothing was coming"))
+
+
+async def test_what_is_ended_before_its_first_step_leaves_nothing_behind(arrivals: Arrivals) -> None:
+    work = Work()
+    waiting = asyncio.create_task(arrivals.bring("file", "m", "fetching", work))
+    await asyncio.sleep(0)  # it is to begin with the next step
+    assert (arrivals.coming("m"), work.runs) == (True, 0)
+    await arrivals.end("m", Overloaded("ended"))
+    with pytest.raises(Overloaded, match="ended"):
+        await waiting
+    assert (arrivals.coming("m"), work.runs) == (False, 0)
+    work.go()
+    async with asyncio.timeout(5):
+        assert await arrivals.bring("file", "m", "fetching", work) == "done"

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelops.api.errors import InvalidRequest, ModelOpsError, NotFound
 from modelops.serving import sources
-from modelops.serving.catalog import natural_type
+from modelops.serving.catalog import Catalog, natural_type
 from modelops.serving.gguf import read_header
 from modelops.serving.wishes import Wish
 from modelops.settings import ModelEntry
@@ -46,6 +49,37 @@ async def test_registering_one_file_twice_at_once_makes_one_version(root: Path) 
     async with catalog(root) as models:
         both = await asyncio.gather(*(models.register("m", "sub/a.gguf", "llm") for _ in range(2)))
         assert [version.label for version in both] == ["v1", "v1"]
+
+
+async def test_whoever_goes_meanwhile_leaves_nothing_half_done(root: Path) -> None:
+    """A caller may go at any moment: what the state file says then is what the catalogue says."""
+    files = [tiny_gguf(root / "sub" / f"{name}.gguf", general__name=name) for name in "ab"]
+
+    async def for_a_while(work: Coroutine[Any, Any, Any], moment: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(moment * 0.0002):
+                await work
+
+    def told(models: Catalog) -> dict[str, tuple[list[str], int]]:
+        return {
+            name: ([version.label for version in models.versions(name)], models.chosen(name)[0])
+            for name in models.names()
+        }
+
+    async with catalog(root) as models:
+        for moment in range(40):
+            await for_a_while(models.register(f"came-{moment}", str(files[0]), "llm"), moment)
+            for kind, file in (("went", files[0]), ("went", files[1]), ("changed", files[0]), ("changed", files[1])):
+                await models.register(f"{kind}-{moment}", str(file), "llm")
+            await for_a_while(models.activate(models.version(f"changed-{moment}", "v2")), moment)
+            await for_a_while(models.remove(models.versions(f"went-{moment}")), moment)
+        await models.close()
+        known = told(models)
+        assert known["changed-39"] == (["v1", "v2"], 2)
+        assert all(versions == ["v1"] for name, (versions, _) in known.items() if name.startswith("came"))
+        assert not any(name.startswith("went") for name in known if not name.endswith("-0"))
+    async with catalog(root) as models:
+        assert told(models) == known
 
 
 async def test_what_is_not_registered_is_not_found(root: Path) -> None:

@@ -151,6 +151,41 @@ async def test_whoever_looks_while_all_versions_are_removed_finds_the_active_one
         assert models.names() == []
 
 
+async def test_what_is_registered_while_all_is_removed_is_what_answers(root: Path) -> None:
+    async with catalog(root) as models:
+        for number in range(1, 22):  # to remove many takes a while
+            tiny_gguf(root / "sub" / f"{number}.gguf", general__name=str(number))
+            if number < 21:
+                await models.register("m", f"sub/{number}.gguf", "llm")
+        removing = asyncio.gather(models.remove(models.versions("m")))
+        await asyncio.sleep(0)
+        added = await models.register("m", "sub/21.gguf", "llm")
+        await removing
+        assert (added.label, models.active("m"), models.versions("m")) == ("v21", added, [added])
+    async with catalog(root) as models:
+        assert [version.label for version in models.versions("m")] == [models.active("m").label] == ["v21"]
+
+
+async def test_what_is_activated_while_it_is_pruned_stays(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        second = models.version("m", "v2")
+        second.file.unlink()
+        pruning = asyncio.gather(models.prune())
+        await asyncio.sleep(0)
+        await models.activate(second)
+        await pruning
+        assert models.active("m").label == "v2"
+
+
+async def test_removing_twice_at_once_removes_once(root: Path) -> None:
+    async with catalog(root) as models:
+        await two_versions(models, root)
+        size = models.active("m").size
+        freed = await asyncio.gather(*(models.remove(models.versions("m")) for _ in range(2)))
+        assert (sorted(freed), models.names()) == ([0, 2 * size], [])
+
+
 async def test_pruning_forgets_versions_whose_file_is_gone_and_keeps_the_active_one(root: Path) -> None:
     async with catalog(root) as models:
         await two_versions(models, root)

@@ -132,7 +132,12 @@ class Arrivals:
                     self._failed[name] = arrival
                 raise
             finally:
+                ended()
+
+        def ended(_: object = None) -> None:
+            if self._running.get(key) is arrival:
                 del self._running[key]
 
         arrival.task = self._tasks.start(f"{what} {name}", run(), expected=(ModelOpsError,))
+        arrival.task.add_done_callback(ended)  # a task that is cancelled before its first step never gets to its end
         return arrival

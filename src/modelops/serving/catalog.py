@@ -28,6 +28,7 @@ from modelops.serving.wishes import Wish
 from modelops.settings import ModelEntry
 from modelops.store.models import ModelQueries, VersionRow
 from modelops.store.residents import ResidentQueries
+from modelops.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Catalog:
         self._known: dict[tuple[str, str, str, int, int], int] = {}  # what makes a version → its number
         self._files: set[Path] = set()
         self._registering = asyncio.Lock()  # two registrations of one file must find each other
+        self._tasks = Tasks("catalogue")  # what is written is remembered too, whoever asked has gone or not
 
     async def open(self) -> None:
         """Read the state file, then register what has been put under the roots since."""
@@ -106,6 +108,10 @@ class Catalog:
                     "as its next version and activate it, or remove '%s' to let it begin anew",
                     *(name, name),
                 )
+
+    async def close(self) -> None:
+        """Write what is still to be written."""
+        await self._tasks.finish()
 
     async def refresh(self) -> None:
         """Register the files that have been put under the roots since the last look."""
@@ -168,7 +174,8 @@ class Catalog:
             raise Conflict(f"'{version.model_name}' {version.label} was removed meanwhile")
         if model.active != version.number:
             model.active, model.previous = version.number, model.active
-            await self._residents.set_active(version.model_name, model.active, model.previous)
+            note = self._residents.set_active(version.model_name, model.active, model.previous)
+            await self._tasks.whole(f"activate {version.model_name} {version.label}", note)
 
     def chosen(self, name: str) -> tuple[int, int]:
         """The numbers of the version that answers, and of the one that did before, 0 for none. Raises NotFound."""
@@ -177,35 +184,53 @@ class Catalog:
 
     async def remove(self, versions: Sequence[Version]) -> int:
         """Forget `versions`, delete their files where they are in the downloads' folder and nobody else's, and return
-        the bytes that this gave back. The active one may be among them only with all others of its model."""
+        the bytes that this gave back. The one that answers goes only with all others of its model."""
+        return await self._tasks.whole("remove", self._erase(self._forget(versions)))
+
+    def _forget(self, versions: Sequence[Version]) -> list[Version]:
+        """Those of `versions` that are still there and may go. All at once: whoever looks finds a model as it was, with
+        what is left of it, or not at all."""
+        wanted: dict[str, set[int]] = {}
+        for version in versions:
+            wanted.setdefault(version.model_name, set()).add(version.number)
+        gone: list[Version] = []
+        for name, numbers in wanted.items():
+            if model := self._models.get(name):
+                numbers &= model.versions.keys()
+                if numbers != model.versions.keys():
+                    numbers.discard(model.active)
+                gone += [model.versions.pop(number) for number in sorted(numbers)]
+                if not model.versions:
+                    del self._models[name]
+        keys = {(version.model_name, version.number) for version in gone}
+        self._known = {key: number for key, number in self._known.items() if (key[0], number) not in keys}
+        return gone
+
+    async def _erase(self, versions: Sequence[Version]) -> int:
         freed = 0
-        # The one that answers is the last to go: whoever looks meanwhile finds it, or no model at all.
-        for version in sorted(versions, key=lambda version: version.number == self._models[version.model_name].active):
-            model = self._models[version.model_name]
-            del model.versions[version.number]  # first: nobody may begin to use it any more
-            gone = (version.model_name, version.number)
-            self._known = {key: number for key, number in self._known.items() if (key[0], number) != gone}
-            if not model.versions:
-                del self._models[version.model_name]
-                await self._residents.remove(version.model_name)
-            await self._queries.remove(version.model_name, version.number)
-            others = (found.file for model in self._models.values() for found in model.versions.values())
-            if version.file in others:
-                continue
-            if version.file.is_relative_to(self._roots[0]):
-                self._files.discard(version.file)
-                freed += await asyncio.to_thread(_delete, version.file)
+        async with self._registering:  # who registers one of them again begins when they are gone
+            for name in {version.model_name for version in versions} - self._models.keys():
+                await self._residents.remove(name)
+            for version in versions:
+                await self._queries.remove(version.model_name, version.number)
+                others = (found.file for model in self._models.values() for found in model.versions.values())
+                if version.file not in others and version.file.is_relative_to(self._roots[0]):
+                    self._files.discard(version.file)
+                    freed += await asyncio.to_thread(_delete, version.file)
         return freed
 
     async def prune(self) -> tuple[list[str], int]:
         """Remove registrations whose file is gone, and abandoned downloads; what was removed, and the bytes freed."""
-        gone = [
+        without = [
             version
             for model in list(self._models.values())
             for version in list(model.versions.values())
-            if version.number != model.active and not await asyncio.to_thread(version.file.is_file)
+            if not await asyncio.to_thread(version.file.is_file)
         ]
-        freed = await self.remove(gone)
+        # Which of them answer is looked at now: it may have changed meanwhile.
+        answering = {(name, model.active) for name, model in self._models.items()}
+        gone = self._forget([found for found in without if (found.model_name, found.number) not in answering])
+        freed = await self._tasks.whole("prune", self._erase(gone))
         abandoned, more = await asyncio.to_thread(sources.prune, self._roots[0])
         removed = [f"{version.model_name} {version.label}" for version in gone]
         return [*removed, *(f"the abandoned fetch of {name}" for name in abandoned)], freed + more
@@ -257,7 +282,8 @@ class Catalog:
             value = f"sha256:{await asyncio.to_thread(sources.sha256_of, gguf.parts(version.file), stop)}"
         finally:
             stop.set()  # a thread outlives its task's cancellation: the end would wait for a large file to be read
-        await self._queries.set_digest(version.model_name, version.number, value)
+        note = self._queries.set_digest(version.model_name, version.number, value)
+        await self._tasks.whole(f"note the digest of {version.model_name}", note)
         known = replace(version, digest=value)
         model = self._models.get(version.model_name)
         if model and version.number in model.versions:  # it may have been removed since
@@ -265,8 +291,15 @@ class Catalog:
         return known
 
     async def _register(self, name: str, file: Path, model_type: ModelType, source: str = "") -> Version:
+        work = self._registered(name, file, model_type, source)
+        return await self._tasks.whole(f"register {name}", work, expected=(ModelOpsError,))
+
+    async def _registered(self, name: str, file: Path, model_type: ModelType, source: str) -> Version:
         async with self._registering:
-            size, mtime_ns = await asyncio.to_thread(_identity, file)
+            try:
+                size, mtime_ns = await asyncio.to_thread(_identity, file)
+            except OSError:  # removed just now, by somebody else
+                raise NotFound(f"the file of '{name}' is gone") from None
             identity = (name, model_type, str(file), size, mtime_ns)
             if identity not in self._known:
                 row = VersionRow(
