@@ -7,13 +7,18 @@ Its behaviour comes as JSON in the variable FAKE_ENGINE:
   load_fails   end with status 1 and this message instead of serving; a list: one start each, then all is well
   count_file   a file in which each start adds a line, so that starts can be counted (needed by a list of load_fails)
   token_s      seconds between two tokens
+  token_bytes  least length of a token
   prompt_s     seconds before the first
+  busy_s       seconds before the first that it computes, rather than sleeps
   tokens       most tokens of an answer (default: max_tokens)
   die_after    kill the whole process with SIGKILL after that many tokens
+  dies_once    a file that the first of them makes which dies so: the others do not
   hang_after   stop answering, the connection open, after that many tokens
   echo         answer with one token: the request's path and body, and the engine's flags, as JSON
   garbage      answer with bytes that are no HTTP events
   status       answer every request with this HTTP status
+  sick_file    a file as long as which `status` (500 by default) is answered
+  sick_file    a file while which exists it answers with status 500
   says         what is said with that status
   child        start a child process that outlives nothing: it sleeps, in the tree
   ignore_term  do not end on SIGTERM
@@ -83,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers["Authorization"] != f"Bearer {os.environ['LLAMA_API_KEY']}":
             self.reply(401, {"error": {"message": "Invalid API Key", "type": "authentication_error"}})
             return
-        if status := BEHAVIOUR.get("status"):
+        if status := sickness():
             self.reply(
                 status, {"error": {"message": BEHAVIOUR.get("says", "as told"), "type": "server_error", "code": status}}
             )
@@ -104,16 +109,16 @@ class Handler(BaseHTTPRequestHandler):
         if BEHAVIOUR.get("garbage"):
             self.wfile.write(b"data: {this is no JSON\n\n")
             return
-        time.sleep(BEHAVIOUR.get("prompt_s", 0))
+        read_prompt()
         chat = "chat" in self.path
         count = 1 if BEHAVIOUR.get("echo") else min(body["max_tokens"], BEHAVIOUR.get("tokens", 1 << 30))
         for number in range(count):
             if number == BEHAVIOUR.get("die_after"):
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             if number == BEHAVIOUR.get("hang_after"):
                 time.sleep(3600)
             told = {"path": self.path, "flags": sys.argv[1:]} | body
-            text = json.dumps(told) if BEHAVIOUR.get("echo") else f"w{number} "
+            text = json.dumps(told) if BEHAVIOUR.get("echo") else f"w{number} ".ljust(BEHAVIOUR.get("token_bytes", 0))
             choice = {"delta": {"content": text}} if chat else {"text": text}
             self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
             time.sleep(BEHAVIOUR.get("token_s", 0))
@@ -121,9 +126,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def at_once(self, started_for_it: bool, answer: object) -> None:
         """Vectors, or scores."""
-        time.sleep(BEHAVIOUR.get("prompt_s", 0))
+        read_prompt()
         if BEHAVIOUR.get("die_after") == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         if not started_for_it:
             error = {"message": "This server was not started for that", "type": "not_supported_error"}
             self.reply(501, {"error": error})
@@ -133,6 +138,28 @@ class Handler(BaseHTTPRequestHandler):
     def event(self, value: object) -> None:
         self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
         self.wfile.flush()
+
+
+def sickness() -> int:
+    """The HTTP status of every answer; 0 where it is well."""
+    if file := BEHAVIOUR.get("sick_file"):
+        return int(BEHAVIOUR.get("status", 500)) if Path(file).exists() else 0
+    return int(BEHAVIOUR.get("status", 0))
+
+
+def die() -> None:
+    if file := BEHAVIOUR.get("dies_once"):
+        if Path(file).exists():
+            return
+        Path(file).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read_prompt() -> None:
+    time.sleep(BEHAVIOUR.get("prompt_s", 0))
+    end = time.monotonic() + BEHAVIOUR.get("busy_s", 0)
+    while time.monotonic() < end:
+        pass
 
 
 def words(*texts: str) -> int:

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
-from modelops.engines.base import EngineSpec, Prompt
+from modelops.engines.base import EngineBroke, EngineSpec, Prompt
 from modelops.engines.llama_cpp import Engine, automatic_batch, find_executable
 from support import FAKE_ENGINE
 
@@ -220,6 +220,101 @@ async def test_an_engine_that_was_not_started_for_it_gives_none(fake: Make) -> N
         await engine.embed(["x"])
 
 
+# --- silent ---
+def program(engine: Engine) -> psutil.Process:
+    """The engine itself, below its guard."""
+    return psutil.Process(engine.pid).children()[0]
+
+
+SILENT = re.escape("the engine of 'm' has not said anything for 0.5 s")
+
+
+@pytest.mark.parametrize("behaviour", [{"prompt_s": 3600}, {"hang_after": 2}], ids=str)
+async def test_an_engine_that_says_nothing_is_ended(fake: Make, socket: Path, behaviour: dict[str, Any]) -> None:
+    engine = fake(behaviour | {"ignore_term": True}, stall_timeout_s=0.5)
+    await engine.start()
+    asked = [asyncio.create_task(text(engine)) for _ in range(2)]
+    for answer in asked:
+        with pytest.raises(EngineBroke, match=SILENT) as broke:
+            await answer
+        assert broke.value.reason == "its engine has not said anything for 0.5 s"
+    assert (await engine.exited()).reason == "has not said anything for 0.5 s"
+    assert not tree(socket)
+
+
+async def test_so_is_one_that_somebody_has_stopped(fake: Make) -> None:
+    engine = fake({"token_s": 0.01}, stall_timeout_s=0.5)
+    await engine.start()
+    assert await text(engine) == "w0 w1 w2 w3 "
+    program(engine).suspend()
+    with pytest.raises(EngineBroke, match=SILENT):
+        await text(engine)
+
+
+async def test_one_word_to_anybody_is_a_sign_of_life(fake: Make) -> None:
+    engine = fake({"token_s": 0.1}, stall_timeout_s=0.5)
+    await engine.start()
+    assert len(await text(engine, replace(PROMPT, max_tokens=12))) > 12
+
+
+async def test_a_reader_that_is_slow_is_no_silent_engine(fake: Make) -> None:
+    engine = fake({}, stall_timeout_s=0.3)
+    await engine.start()
+    async with contextlib.aclosing(engine.generate(PROMPT)) as pieces:
+        assert (await anext(pieces)).text == "w0 "
+        await asyncio.sleep(1.0)  # it has said everything long ago
+        assert "".join([piece.text async for piece in pieces]) == "w1 w2 w3 "
+    assert await text(engine) == "w0 w1 w2 w3 "
+
+
+async def leave_early(engine: Engine, seconds: float) -> None:
+    """Callers that wait for a moment only, one after another."""
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.7):
+                await text(engine)
+
+
+async def test_callers_that_leave_early_do_not_hide_it(fake: Make) -> None:
+    engine = fake({}, stall_timeout_s=1.0)
+    await engine.start()
+    program(engine).suspend()
+    with pytest.raises(EngineFailed):
+        await leave_early(engine, 30)
+    assert (await engine.exited()).reason == "has not said anything for 1 s"
+
+
+async def test_nor_do_they_end_one_that_computes(fake: Make) -> None:
+    engine = fake({"busy_s": 1.0}, stall_timeout_s=1.0)
+    await engine.start()
+    await leave_early(engine, 3.0)
+    assert await text(engine) == "w0 w1 w2 w3 "
+
+
+@pytest.mark.parametrize("task", ["embed", "rerank"])
+async def test_vectors_and_scores_may_take_long_while_the_engine_computes(fake: Make, task: str) -> None:
+    for behaviour in ({"busy_s": 2.5}, {"prompt_s": 3600}):
+        engine = fake(behaviour, task=task, stall_timeout_s=1.0)
+        await engine.start()
+        asked = engine.embed(["x"]) if task == "embed" else engine.rerank("x", ["y"])
+        if "busy_s" in behaviour:
+            assert await asked
+        else:
+            with pytest.raises(EngineBroke, match="has not said anything for 1 s"):
+                await asked
+        await engine.stop()
+
+
+async def test_an_engine_that_nobody_asks_may_be_silent(fake: Make) -> None:
+    engine = fake({}, stall_timeout_s=0.2)
+    await engine.start()
+    for _ in range(2):
+        assert await text(engine) == "w0 w1 w2 w3 "
+        await asyncio.sleep(0.5)
+    assert program(engine).is_running()
+
+
 # --- paused ---
 async def test_a_paused_engine_goes_on_where_it_was(fake: Make) -> None:
     engine = fake({"token_s": 0.01})
@@ -344,6 +439,13 @@ class TestReal:
         pieces = [piece async for piece in smol.generate(replace(PROMPT, max_tokens=5))]
         assert pieces[-1].tokens == 5
         assert all(piece.tokens is None for piece in pieces[:-1])
+
+    async def test_the_tokens_of_the_prompt_are_told_as_they_are_read(self, smol: Engine) -> None:
+        async with contextlib.aclosing(smol.generate(replace(PROMPT, text="one two three " * 60))) as pieces:
+            read = [piece.prompt_tokens async for piece in pieces if piece.prompt_tokens]
+        assert read == sorted(read)
+        assert len(read) > 1, "the engine says how far it is"
+        assert 150 < read[-1] < 400
 
     async def test_a_seed_makes_sampling_repeatable(self, smol: Engine) -> None:
         story = replace(PROMPT, text="Tell a story.", temperature=1.0, max_tokens=24)

@@ -99,6 +99,7 @@ async def house(
         residents, arrivals = Residents(ResidentQueries(database)), Arrivals()
         roots = [settings.models_dir]
         catalog = Catalog(ModelQueries(database), residents.queries, roots, arrivals, entries or {})
+        stack.push_async_callback(catalog.close)
         await catalog.open()
         stack.push_async_callback(residents.close)
         stack.push_async_callback(arrivals.close)
@@ -114,10 +115,11 @@ async def catalog(root: Path, *more: Path, **entries: ModelEntry) -> AsyncIterat
     """The catalog over the state file beside `root`: leaving and entering again is a restart."""
     database = await open_database(root.parent / "state.db")
     arrivals = Arrivals()
+    opened = Catalog(ModelQueries(database), ResidentQueries(database), [root, *more], arrivals, entries)
     try:
-        opened = Catalog(ModelQueries(database), ResidentQueries(database), [root, *more], arrivals, entries)
         await opened.open()
         yield opened
     finally:
         await arrivals.close()
+        await opened.close()
         await database.dispose()

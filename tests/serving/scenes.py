@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from modelops.api.errors import EngineFailed, ModelOpsError
+from modelops.serving.admission import Bounds
 from modelops.serving.events import (
     Ask,
     Candidate,
@@ -20,16 +21,19 @@ from modelops.serving.events import (
     Load,
     Loaded,
     LoadFailed,
+    Outcome,
     Register,
     Residency,
     Residents,
     RestartDue,
     Room,
+    Share,
     Start,
     Stop,
     Stopped,
     Swap,
     Unload,
+    Usage,
     Wake,
 )
 from modelops.serving.placement import HOST, MB, Layout, Wants
@@ -37,6 +41,8 @@ from modelops.serving.scheduler import Scheduler
 from serving.needs import machine, need
 
 NEED = 100 * MB
+#: Of each queue.
+BOUNDS = Bounds(requests=2, prompt_tokens=1000)
 
 
 class Like(ModelOpsError):
@@ -53,8 +59,19 @@ class Like(ModelOpsError):
 
 
 # --- events ---
-def ask(ticket: int, model: str = "m", keep_alive_s: float | None = None) -> Ask:
-    return Ask(ticket, model, None if keep_alive_s is None else Residency(keep_alive_s))
+def ask(
+    ticket: int,
+    model: str = "m",
+    keep_alive_s: float | None = None,
+    *,
+    caller: str = "",
+    weight: float = 1.0,
+    tokens: int = 0,
+    answer: int = 0,
+) -> Ask:
+    """`tokens`: of its prompt, as long as nothing has been learnt of the model."""
+    residency = None if keep_alive_s is None else Residency(keep_alive_s)
+    return Ask(ticket, model, residency, Share(caller, weight), 4 * tokens, answer)
 
 
 def load(ticket: int, model: str = "m") -> Load:
@@ -67,6 +84,14 @@ def unload(ticket: int, model: str = "m", *, force: bool = False) -> Unload:
 
 def close(ticket: int, model: str = "m") -> Close:
     return Close(ticket, model)
+
+
+def answered(ticket: int, model: str = "m", *, prompt: int = 1, answer: int = 1) -> Close:
+    return Close(ticket, model, Outcome("answered"), Usage(prompt, answer))
+
+
+def failed(ticket: int, model: str = "m") -> Close:
+    return Close(ticket, model, Outcome("failed", "its engine answered 500"))
 
 
 def up(engine: int, model: str = "m", memory: int = 80 * MB) -> Loaded:
@@ -94,7 +119,7 @@ def idle(model: str = "m") -> IdleDue:
 
 
 def candidate(build: int = 1, size: int = NEED, slots: int = 2, reload_s: float = 1.0) -> Candidate:
-    return Candidate(build, Wants(need(host=size)), slots, reload_s)
+    return Candidate(build, Wants(need(host=size)), slots, reload_s, recipe=build)
 
 
 def register(
@@ -160,9 +185,15 @@ class Scene:
     """
 
     def __init__(
-        self, *events: Event, size: int = 250 * MB, gpus: Sequence[int] = (), autoload: bool = True, budget: int = 0
+        self,
+        *events: Event,
+        size: int = 250 * MB,
+        gpus: Sequence[int] = (),
+        autoload: bool = True,
+        budget: int = 0,
+        bounds: Bounds = BOUNDS,
     ) -> None:
-        self.scheduler = Scheduler(max_queue=2, autoload=autoload, budget=budget)
+        self.scheduler = Scheduler(bounds, autoload=autoload, budget=budget)
         self.size = size
         self.gpus = gpus
         self.others = 0

@@ -23,9 +23,10 @@ from modelops.serving.events import (
 )
 from modelops.serving.placement import MB, Bill, Layout, Plan, Wants
 from modelops.serving.scheduler import BACKOFF_S, STABLE_S, Scheduler
-from modelops.serving.state import FAILED_S, Phase
+from modelops.serving.state import Phase
 from serving.needs import need
 from serving.scenes import (
+    BOUNDS,
     NEED,
     Like,
     Scene,
@@ -193,7 +194,7 @@ TABLE: dict[str, tuple[Sequence[Event], Event, list[Effect], Phase]] = {
     ),
     "a restart that was called off does not happen": ([*CRASHED, unload(9)], due(), [], "available"),
     # failed
-    "a failed model refuses for a while": (FAILED, ask(2), [Refuse(2, Like(EngineFailed, "no such tensor"))], "failed"),
+    "a failed model refuses for a while": (FAILED, ask(2), [Refuse(2, Like(Overloaded, "no such tensor"))], "failed"),
     "a load tries a failed model at once": (FAILED, load(2), [start(2), wanted()], "loading"),
     "a failed model can be put away": (FAILED, unload(2), [Grant(2)], "available"),
     # draining
@@ -331,15 +332,6 @@ def test_unloading_forgets_the_crashes() -> None:
     assert made.tell(crash(3)) == [stop(3), restart(BACKOFF_S[0])]
 
 
-def test_a_failed_model_says_when_to_try_again_and_then_lets_one_try() -> None:
-    made = scene(*FAILED)
-    (refused,) = made.after(FAILED_S - 5).tell(ask(2))
-    assert isinstance(refused, Refuse)
-    assert refused.error.retry_after_s == 5
-    assert made.after(5).tell(ask(3)) == [start(2), wanted()]
-    assert made.tell(ask(4)) == []
-
-
 def test_models_do_not_share_slots_or_queues() -> None:
     made = scene(*QUEUED, ask(5))
     assert made.tell(register("other", slots=1), load(20, "other"), up(2, "other")) == [Grant(20)]
@@ -379,7 +371,7 @@ def test_the_budget_binds_however_much_is_free() -> None:
 
 def test_a_device_that_is_not_shown_any_more_is_not_counted_on() -> None:
     """A GPU that does not answer for once: what engines hold of it makes it no place for others."""
-    made = Scheduler(max_queue=2, autoload=True)
+    made = Scheduler(BOUNDS, autoload=True)
     wants = Wants(need([50], host=10))
     for name in ("other", "m"):
         made.on(Register(name, Candidate(1, wants, slots=1)), now=0.0)

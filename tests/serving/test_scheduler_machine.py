@@ -10,18 +10,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from modelops.serving.events import Residency
+from modelops.serving.breaker import COOL_DOWN_S
+from modelops.serving.events import Outcome, Residency, Share, Usage
 from modelops.serving.placement import CpuLayers
 from modelops.serving.scheduler import STABLE_S
-from modelops.serving.state import FAILED_S
 from serving.oracle import MODES
 from serving.world import CANDIDATES, SIZES, Settings, World
 
 MODELS = sorted(CANDIDATES)
 KEEP_ALIVES = (None, None, 0.0, 5.0, 30.0)
 BUDGETS = (0, 0, 400)
-PAUSES = (0.1, 1.0, 5.0, FAILED_S, STABLE_S + 1)
+PAUSES = (0.1, 1.0, 5.0, COOL_DOWN_S, STABLE_S + 1)
 PARTS = (0.5, 1.0, 1.0, 1.2)
+SHARES = (Share(), Share("a"), Share("a", 2.0), Share("b"), Share("c", 0.5))
+SIZES_OF_PROMPTS = (0, 40, 400, 1200, 4000)
+OUTCOMES = (Outcome("answered"), Outcome("answered"), Outcome("failed", "as told"), Outcome())
 
 # --- a few steps, as hypothesis picks them ---
 NAMES = st.sampled_from(MODELS)
@@ -48,9 +51,15 @@ class Machine(RuleBasedStateMachine):
     def begin(self, given: Settings) -> None:
         self.world = World(given)
 
-    @rule(target=tickets, name=NAMES, residency=st.none() | st.builds(Residency, KEEP))
-    def ask(self, name: str, residency: Residency | None) -> int:
-        return self.world.ask(name, residency)
+    @rule(
+        target=tickets,
+        name=NAMES,
+        residency=st.none() | st.builds(Residency, KEEP),
+        share=st.sampled_from(SHARES),
+        prompt_bytes=st.sampled_from(SIZES_OF_PROMPTS),
+    )
+    def ask(self, name: str, residency: Residency | None, share: Share, prompt_bytes: int) -> int:
+        return self.world.ask(name, residency, share, prompt_bytes, 50)
 
     @rule(target=tickets, name=NAMES, residency=RESIDENCIES)
     def load(self, name: str, residency: Residency) -> int:
@@ -64,9 +73,9 @@ class Machine(RuleBasedStateMachine):
     def unload(self, name: str, force: bool) -> int:
         return self.world.unload(name, force=force)
 
-    @rule(ticket=consumes(tickets))
-    def hang_up(self, ticket: int) -> None:
-        self.world.hang_up(ticket)
+    @rule(ticket=consumes(tickets), outcome=st.sampled_from(OUTCOMES), tokens=st.sampled_from([0, 5, 500]))
+    def hang_up(self, ticket: int, outcome: Outcome, tokens: int) -> None:
+        self.world.hang_up(ticket, outcome, Usage(tokens, tokens))
 
     @precondition(lambda self: self.world.starting())
     @rule(which=WHICH, part=st.floats(0.1, 1.0))
@@ -132,11 +141,13 @@ def test_a_long_life(seed: int) -> None:
         )
     )
     tickets: list[int] = []
+    sick = [Outcome("failed", "as told")] if pick.random() < 0.3 else OUTCOMES  # a model that fails most of the time
     for _ in range(STEPS):
         name, which = pick.choice(MODELS), pick.randrange(10)
         match pick.choices(range(len(WEIGHTS)), WEIGHTS)[0]:
             case 0:
-                tickets.append(world.ask(name, _residency(pick) if which == 0 else None))
+                residency = _residency(pick) if which == 0 else None
+                tickets.append(world.ask(name, residency, pick.choice(SHARES), pick.choice(SIZES_OF_PROMPTS), 50))
             case 1:
                 tickets.append(world.load(name, _residency(pick)))
             case 2:
@@ -144,7 +155,8 @@ def test_a_long_life(seed: int) -> None:
             case 3:
                 tickets.append(world.unload(name, force=which < 5))
             case 4 if tickets:
-                world.hang_up(tickets.pop(pick.randrange(len(tickets))))
+                outcome = pick.choice(sick if pick.random() < 0.5 else OUTCOMES)
+                world.hang_up(tickets.pop(pick.randrange(len(tickets))), outcome, Usage(which * 10, which))
             case 5 if starting := world.starting():
                 world.grow(_one(starting, which), pick.random())
             case 6 if starting := world.starting():

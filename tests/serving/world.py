@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from modelops.api.errors import EngineFailed, InsufficientMemory
+from modelops.api.errors import EngineFailed, InsufficientMemory, Overloaded
+from modelops.serving.admission import Bounds
+from modelops.serving.breaker import LONGEST_S
 from modelops.serving.events import (
     Ask,
     Candidate,
@@ -23,6 +25,7 @@ from modelops.serving.events import (
     Load,
     Loaded,
     LoadFailed,
+    Outcome,
     Refuse,
     Register,
     Residency,
@@ -30,36 +33,49 @@ from modelops.serving.events import (
     RestartDue,
     Revoke,
     Room,
+    Share,
     Start,
     Stop,
     Stopped,
     Swap,
     Unload,
+    Usage,
     Wake,
 )
 from modelops.serving.placement import HOST, CpuLayers, Plan, Wants, place
 from modelops.serving.scheduler import Scheduler
-from modelops.serving.state import Engine
+from modelops.serving.state import Engine, Model
 from serving.needs import machine, need
 
 SIZES = machine(600, 300, 200)
+#: Of each queue.
+BOUNDS = Bounds(requests=3, prompt_tokens=500)
+
+
+LEFT, NOTHING = Outcome(), Usage()
+
+
+def _candidate(build: int, wants: Wants, slots: int, reload_s: float = 1.0) -> Candidate:
+    return Candidate(build, wants, slots, reload_s, recipe=build)
+
+
 #: Each model as it is, and as the version that takes its place.
 CANDIDATES: Mapping[str, tuple[Candidate, Candidate]] = {
     "small": (
-        Candidate(1, Wants(need([30, 30], output=10, host=10, compute=5)), slots=1),
-        Candidate(2, Wants(need([50, 50], output=10, host=10, compute=5)), slots=2),
+        _candidate(1, Wants(need([30, 30], output=10, host=10, compute=5)), slots=1),
+        _candidate(2, Wants(need([50, 50], output=10, host=10, compute=5)), slots=2),
     ),
     "large": (
-        Candidate(3, Wants(need([60] * 5, output=20, tied=10, host=30, compute=10)), slots=2, reload_s=5),
-        Candidate(4, Wants(need([40] * 5, output=20, tied=10, host=30, compute=10), gpu_layers=4), slots=2),
+        _candidate(3, Wants(need([60] * 5, output=20, tied=10, host=30, compute=10)), slots=2, reload_s=5),
+        _candidate(4, Wants(need([40] * 5, output=20, tied=10, host=30, compute=10), gpu_layers=4), slots=2),
     ),
     "host": (
-        Candidate(5, Wants(need([100], host=150), gpu_layers=0), slots=3, reload_s=2),
-        Candidate(6, Wants(need([100], host=300), gpu_layers=0), slots=3),
+        _candidate(5, Wants(need([100], host=150), gpu_layers=0), slots=3, reload_s=2),
+        _candidate(6, Wants(need([100], host=300), gpu_layers=0), slots=3),
     ),
     "exact": (
-        Candidate(7, Wants(need([70, 70, 70], host=20, compute=20), gpu_layers=99), slots=1),
-        Candidate(8, Wants(need([70, 70, 70], host=20, compute=20), gpu_layers=2), slots=1),
+        _candidate(7, Wants(need([70, 70, 70], host=20, compute=20), gpu_layers=99), slots=1),
+        _candidate(8, Wants(need([70, 70, 70], host=20, compute=20), gpu_layers=2), slots=1),
     ),
 }
 
@@ -71,6 +87,8 @@ class Call:
     model: str
     open: bool = True
     answers: int = 0
+    ask: Ask | None = None  # of a request
+    tokens: int = 0  # of its prompt, as they were estimated when it asked
 
 
 @dataclass
@@ -116,7 +134,7 @@ class World:
         self.wanted: set[str] = set()
         self.events = 0
         self.made = Scheduler(
-            max_queue=2, autoload=settings.autoload, budget=settings.budget, cpu_layers=settings.cpu_layers
+            BOUNDS, autoload=settings.autoload, budget=settings.budget, cpu_layers=settings.cpu_layers
         )
         for name, residency in settings.residencies.items():
             self.tell(Register(name, CANDIDATES[name][0], residency))
@@ -160,6 +178,10 @@ class World:
             self.made.on(Drain(), self.now)
         unused = {name for name, model in self.made.models.items() if not model.active and not model.queued}
         before = set(self.made.engines)
+        assert not isinstance(event, Drain)
+        model = self.made.models.get(event.model)
+        waited = self._waiting(event.model) if isinstance(event, Ask) else {}
+        let, failures = (model.breaker.lets(self.now), model.breaker.total) if model else (True, 0)
         effects = self.made.on(event, self.now, self.room())
         for effect in effects:
             match effect:
@@ -189,6 +211,51 @@ class World:
                     self.wanted = self.wanted | {name} if wanted else self.wanted - {name}
         if len(before - self.made.engines.keys()) < 2:
             self._refused_with_reason(event, effects)
+        if model:
+            assert 0 <= model.breaker.total - failures <= 1, "one failure is one"
+            self._in_turn(event.model)
+        if model and isinstance(event, Ask):
+            self._admitted(event, model, effects, waited, let=let)
+
+    def _waiting(self, name: str) -> dict[int, Ask]:
+        """Requests for the model that nobody has answered."""
+        return {
+            number: call.ask
+            for number, call in self.calls.items()
+            if call.ask and call.model == name and call.open and not call.answers
+        }
+
+    def _in_turn(self, name: str) -> None:
+        """Of each caller those that came first were granted first."""
+        waiting = self._waiting(name)
+        first = {ask.share.caller: number for number, ask in reversed(waiting.items())}
+        for number in self.slots:
+            call = self.calls[number]
+            if call.ask and call.model == name:
+                assert number < first.get(call.ask.share.caller, number + 1), "out of turn"
+
+    def _admitted(self, ask: Ask, model: Model, effects: list[Effect], waited: Mapping[int, Ask], *, let: bool) -> None:
+        """It was let in where it may be, within the bounds, and whoever gave way for it had more than it has."""
+        refused = {effect.ticket: effect.error for effect in effects if isinstance(effect, Refuse)}
+        waiting = self._waiting(ask.model)
+        tokens = sum(self.calls[number].tokens for number in waiting)
+        if not let:
+            assert isinstance(refused[ask.ticket], Overloaded), "its breaker is not closed"
+            assert (refused[ask.ticket].retry_after_s or 0) > 0
+        if ask.ticket in waiting:
+            at_once = 0 if model.phase in ("loaded", "unloading") else model.candidate.slots
+            assert len(waiting) <= BOUNDS.requests + at_once
+            assert tokens <= BOUNDS.prompt_tokens or len(waiting) <= max(1, at_once)
+        gave_way = refused.keys() & waited.keys() - {ask.ticket}
+        if gave_way and ask.ticket in waiting:
+            mine = [number for number, each in waiting.items() if each.share.caller == ask.share.caller]
+            for other in gave_way:
+                assert isinstance(refused[other], Overloaded)
+                assert (refused[other].retry_after_s or 0) > 0
+                caller = waited[other].share.caller
+                theirs = [number for number, each in waited.items() if each.share.caller == caller]
+                assert caller != ask.share.caller
+                assert any(more > less for more, less in zip(self._held(theirs), self._held(mine), strict=True))
 
     def _answered(self, ticket: int) -> None:
         self.calls[ticket].answers += 1
@@ -235,16 +302,23 @@ class World:
             return engine.model == asking or not (model.phase == "unloading" and model.loads)
         return engine is model.engine and model.idle and not model.residency.pinned and engine.model != asking
 
+    def _held(self, tickets: list[int]) -> tuple[float, float]:
+        """Requests and tokens by weight."""
+        calls = [(self.calls[ticket].tokens, ask) for ticket in tickets if (ask := self.calls[ticket].ask)]
+        return sum(1 / ask.share.weight for _, ask in calls), sum(size / ask.share.weight for size, ask in calls)
+
     # --- callers ---
     def _call(self, name: str) -> int:
         number = len(self.calls) + 1
         self.calls[number] = Call(name)
         return number
 
-    def ask(self, name: str, residency: Residency | None) -> int:
+    def ask(self, name: str, residency: Residency | None, share: Share, prompt_bytes: int, answer: int) -> int:
         """A request; returns its ticket."""
         number = self._call(name)
-        self.tell(Ask(number, name, residency))
+        self.calls[number].tokens = self.made.models[name].pace.prompt_tokens(prompt_bytes)
+        ask = self.calls[number].ask = Ask(number, name, residency, share, prompt_bytes, answer)
+        self.tell(ask)
         return number
 
     def load(self, name: str, residency: Residency) -> int:
@@ -265,15 +339,19 @@ class World:
         """An unload."""
         number = self._call(name)
         self.tell(Unload(number, name, force))
+        if force:
+            assert self.made.models[name].breaker.lets(self.now), "force forgets every failure"
         return number
 
-    def hang_up(self, ticket: int) -> None:
-        """The ticket's caller is done, or gone."""
-        self.calls[ticket].open = False
-        model = self.made.models[self.calls[ticket].model]
+    def hang_up(self, ticket: int, outcome: Outcome = LEFT, usage: Usage = NOTHING) -> None:
+        """The ticket's caller is done, or gone. What became of it is told of who held a slot, or just lost it."""
+        call = self.calls[ticket]
+        call.open = False
+        model = self.made.models[call.model]
+        served = call.ask is not None and ticket in model.granted
         if self.slots.pop(ticket, 0) == (model.engine.number if model.engine else -1):
-            self.unanswered.discard(self.calls[ticket].model)
-        self.tell(Close(ticket, self.calls[ticket].model))
+            self.unanswered.discard(call.model)
+        self.tell(Close(ticket, call.model, outcome, usage) if served else Close(ticket, call.model))
 
     # --- engines ---
     def starting(self) -> list[int]:
@@ -345,7 +423,9 @@ class World:
         """What always holds."""
         self._check_engines()
         for name, model in self.made.models.items():
-            waiting = [*model.queue, *model.later, *model.loads, *model.swaps, *model.unloads]
+            requests = [ticket for ticket in self.calls if ticket in model.queue]
+            assert len(requests) == len(model.queue)
+            waiting = [*requests, *model.loads, *model.swaps, *model.unloads]
             calls = {number for number, call in self.calls.items() if call.model == name}
             assert sorted(waiting) == sorted(
                 number for number in calls if self.calls[number].open and not self.calls[number].answers
@@ -356,10 +436,11 @@ class World:
                 assert not waiting
                 assert not model.crashes
             assert not model.swaps or model.incoming
-            assert not model.later or model.phase == "unloading"
+            assert model.queue.ready == len(model.queue) or model.phase == "unloading"
+            self._check_breaker(model)
             assert model.phase != "unloading" or model.engine or model.retiring, "nothing will end it"
             assert model.phase != "restarting" or (name, RestartDue) in self.timers, "nothing will restart it"
-            assert not model.queue or model.phase != "loaded" or not model.engine or not model.engine.has_slot
+            assert not model.queue.ready or model.phase != "loaded" or not model.engine or not model.engine.has_slot
             if model.idle and model.keep_alive_s == 0:
                 assert name in self.unanswered, "it has answered, or was not loaded on purpose, and stays"
             elif model.idle and model.keep_alive_s is not None:
@@ -367,6 +448,15 @@ class World:
                 assert self.now - 0.01 <= due <= model.idle_since + model.keep_alive_s + 0.01, "it stays too long"
             assert (name in self.wanted) >= (there or model.phase == "restarting")
             assert (name in self.wanted) <= (model.phase not in ("available", "failed") or self._draining)
+
+    def _check_breaker(self, model: Model) -> None:
+        breaker = model.breaker
+        assert breaker.state(self.now) != "open" or not model.queue, "they wait for what is not asked"
+        assert breaker.probe is None or self.calls[breaker.probe].open, "it waits for somebody who is gone"
+        assert breaker.left_s(self.now) <= LONGEST_S
+        served = {ticket for ticket, at in model.granted.items() if at <= self.now}
+        assert served >= model.engine_active
+        assert all(self.calls[ticket].open for ticket in served)
 
     @property
     def _draining(self) -> bool:
@@ -416,4 +506,7 @@ class World:
         for name, model in self.made.models.items():
             assert model.phase in ("available", "loaded", "failed"), f"'{name}' is stuck"
             assert not model.retiring
-            assert model.asked.keys() <= {number for number, call in self.calls.items() if call.open}
+            calls = {number for number, call in self.calls.items() if call.open}
+            assert model.asked.keys() <= calls
+            assert model.granted.keys() <= calls
+            assert model.granted or not model.queue.counters, "who is not here is forgotten"

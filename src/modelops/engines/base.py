@@ -6,9 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from modelops.api.errors import EngineFailed
+
 #: What the numbers of the KV cache are stored as: 16 bits, or about 8.5 or 4.5.
 CacheType = Literal["f16", "q8_0", "q4_0"]
 Task = Literal["generate", "embed", "rerank"]
+
+
+class EngineBroke(EngineFailed):
+    """An engine that ran broke off, crashed, hung, or answered what no engine should; it may have begun to answer.
+
+    `reason` may be told to other callers too: nothing of the request is in it.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,8 @@ class EngineSpec:
     `context_length` is in tokens for each slot; `gpu_layers` is -1 for "the engine decides", and counts the output as
     one layer more; `gpus` are those that the engine sees, by UUID, None for all that there are; `tensor_split` says how
     many of its layers each of them takes, empty for "the engine decides";
-    `load_timeout_s` and `stop_timeout_s` bound the start and the end.
+    `load_timeout_s` and `stop_timeout_s` bound the start and the end; one that says nothing for `stall_timeout_s`
+    seconds while it is asked is hung.
     """
 
     model_name: str
@@ -37,6 +51,7 @@ class EngineSpec:
     cache_type: CacheType = "f16"
     context_checkpoints: int = 0  # copies of windows and states that each slot may keep, to go back in a prompt
     task: Task = "generate"
+    stall_timeout_s: float = 60.0
     pooling: Literal["", "mean"] = ""  # how the tokens of a text become one vector; empty: as the file says
 
     @property
@@ -61,7 +76,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer. The last one has `tokens`, the number generated in all, and an empty text."""
+    """A part of an answer. The last one has `tokens`, the number generated in all, and an empty text.
+
+    `prompt_tokens`: of the prompt, where the engine says it: those that it has read so far, and in the last piece all.
+    """
 
     text: str
     tokens: int | None = None
+    prompt_tokens: int = 0

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 
@@ -22,11 +23,24 @@ class BrokenAnswer(ConnectionError):
     """The connection ended before the answer, or what came was no HTTP."""
 
 
-class Answer(asyncio.Protocol):
-    """An answer that is arriving. `status` is known when `request` hands it out."""
+class Listener(Protocol):
+    """Is told of every answer, from the request on until nobody waits for it any more, and whenever anything comes."""
 
-    def __init__(self) -> None:
+    def began(self, answer: Answer) -> None: ...  # noqa: D102
+    def heard(self) -> None: ...  # noqa: D102
+    def ended(self, answer: Answer) -> None: ...  # noqa: D102
+
+
+class Answer(asyncio.Protocol):
+    """An answer that is arriving. `status` is known when `request` hands it out.
+
+    `awaited_since`: when, on the loop's clock, somebody began to wait for what comes next.
+    """
+
+    def __init__(self, listener: Listener | None = None) -> None:
         self.status = 0
+        self.awaited_since = 0.0
+        self._listener = listener
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._blocks: deque[bytes] = deque()
@@ -34,6 +48,11 @@ class Answer(asyncio.Protocol):
         self._complete = False
         self._broken: BrokenAnswer | None = None
         self._news: asyncio.Future[None] | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for what comes next, or left while waiting, and it has not come."""
+        return self._news is not None and (not self._news.done() or self._news.cancelled())
 
     async def read(self) -> bytes:
         """What has come of the body since the last call, at least a byte; empty at its end. Raises BrokenAnswer."""
@@ -63,7 +82,9 @@ class Answer(asyncio.Protocol):
     async def _wait(self) -> None:
         if self._broken:
             raise self._broken
-        self._news = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.awaited_since = loop.time()
+        self._news = loop.create_future()
         await self._news
 
     def _tell(self) -> None:
@@ -77,6 +98,8 @@ class Answer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of the answer."""
+        if self._listener:
+            self._listener.heard()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -108,12 +131,18 @@ class Answer(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def request(socket: Path, method: str, path: str, key: str, body: bytes = b"") -> AsyncIterator[Answer]:
+async def request(
+    socket: Path, method: str, path: str, key: str, body: bytes = b"", listener: Listener | None = None
+) -> AsyncIterator[Answer]:
     """Ask the engine on `socket`, with `body` as JSON; leaving the context hangs up, whatever is still to come.
 
     Raises OSError where nobody listens, BrokenAnswer (an OSError too) where the answer breaks off.
     """
-    transport, answer = await asyncio.get_running_loop().create_unix_connection(Answer, str(socket))
+    transport, answer = await asyncio.get_running_loop().create_unix_connection(
+        functools.partial(Answer, listener), str(socket)
+    )
+    if listener:
+        listener.began(answer)
     try:
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: engine\r\nAuthorization: Bearer {key}\r\n"
@@ -123,4 +152,6 @@ async def request(socket: Path, method: str, path: str, key: str, body: bytes = 
         await answer.headers_read()
         yield answer
     finally:
+        if listener:
+            listener.ended(answer)
         transport.abort()

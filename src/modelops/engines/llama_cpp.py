@@ -23,9 +23,11 @@ from typing import Any
 from pydantic_core import from_json
 
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
-from modelops.engines.base import EngineSpec, Piece, Prompt
+from modelops.engines.base import EngineBroke, EngineSpec, Piece, Prompt
+from modelops.engines.hearing import Hearing
 from modelops.engines.http import Answer, request
 from modelops.engines.process import Exit, Process
+from modelops.tasks import Tasks
 
 #: What is said of a text to embed or to score, with status 500.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is (?:too large to process|larger than the max context size)")
@@ -79,6 +81,14 @@ class Engine:
         self._key = secrets.token_urlsafe(24)
         self._process = Process(
             f"engine {spec.model_name}", logging.getLogger(f"modelops.engine.{spec.model_name}").debug
+        )
+        self._tasks = Tasks(f"engine {spec.model_name}")
+        self._hung = ""  # why it was ended
+        self._hearing = Hearing(
+            spec.stall_timeout_s,
+            speaks=spec.task == "generate",
+            cpu_s=self._process.cpu_s,
+            hung=self._end_hung,
         )
 
     @property
@@ -145,13 +155,16 @@ class Engine:
 
     async def exited(self) -> Exit:
         """Wait for the end of the process, asked for or not."""
-        return await self._process.exited()
+        ended = await self._process.exited()
+        return Exit(ended.code, self._hung) if self._hung else ended
 
     async def stop(self) -> None:
         """End the process within the spec's stop timeout, and remove the socket."""
         try:
             await self._process.stop(self.spec.stop_timeout_s)
         finally:
+            self._hearing.close()
+            await self._tasks.close()
             self._socket.unlink(missing_ok=True)
 
     def memory_bytes(self) -> int:
@@ -168,10 +181,12 @@ class Engine:
 
     def pause(self) -> None:
         """Stop it where it stands; its callers wait."""
+        self._hearing.paused()
         self._process.pause()
 
     def resume(self) -> None:
         """Let it go on."""
+        self._hearing.paused()
         self._process.resume()
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
@@ -183,15 +198,18 @@ class Engine:
         try:
             # A new connection for each request: the engine closes a kept one after 100 requests or 5 idle seconds,
             # just when it is about to be used again. On a unix socket a connection costs nothing.
-            async with request(self._socket, "POST", path, self._key, json.dumps(body).encode()) as answer:
+            async with self._asked(path, body) as answer:
                 if answer.status != 200:
                     raise _refused(self.spec, answer.status, await answer.read_all(_LONGEST_REFUSAL))
                 async for event in _events(answer):
                     if "error" in event:
                         raise _refused(self.spec, 500, json.dumps(event).encode())
                     if usage := event.get("usage"):
-                        yield Piece("", tokens=int(usage["completion_tokens"]))
+                        read = int(usage.get("prompt_tokens", 0))
+                        yield Piece("", tokens=int(usage["completion_tokens"]), prompt_tokens=read)
                         return
+                    if progress := event.get("prompt_progress"):
+                        yield Piece("", prompt_tokens=int(progress["processed"]))
                     for choice in event.get("choices", ()):
                         text = choice["text"] if prompt.raw else choice["delta"].get("content")
                         if text:
@@ -220,7 +238,7 @@ class Engine:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            async with request(self._socket, "POST", path, self._key, json.dumps(body).encode()) as answer:
+            async with self._asked(path, body) as answer:
                 content = await answer.read_all(_LONGEST_ANSWER)
                 if answer.status != 200:
                     raise _refused(self.spec, answer.status, content)
@@ -231,14 +249,22 @@ class Engine:
         except (OSError, ValueError, TypeError) as error:
             raise await self._broken(error) from None
 
-    async def _broken(self, cause: Exception | None) -> EngineFailed:
+    def _asked(self, path: str, body: dict[str, Any]) -> contextlib.AbstractAsyncContextManager[Answer]:
+        return request(self._socket, "POST", path, self._key, json.dumps(body).encode(), self._hearing)
+
+    def _end_hung(self) -> None:
+        """Whoever waits for it sees the connection break, and whoever watches it its end."""
+        self._hung = f"has not said anything for {self.spec.stall_timeout_s:g} s"
+        self._tasks.start("kill", self._process.kill())
+
+    async def _broken(self, cause: Exception | None) -> EngineBroke:
         # Where the process died, its own last words say more than the broken connection.
+        reason = "broke the connection"
+        what = f" ({type(cause).__name__ if cause else 'the answer ended early'}); try again"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
-                ended = await self._process.exited()
-                return EngineFailed(f"the engine of '{self.spec.model_name}' {ended.reason}")
-        what = type(cause).__name__ if cause else "the answer ended early"
-        return EngineFailed(f"the engine of '{self.spec.model_name}' broke the connection ({what}); try again")
+                reason, what = (await self.exited()).reason, ""
+        return EngineBroke(f"the engine of '{self.spec.model_name}' {reason}{what}", f"its engine {reason}")
 
     async def _ready(self) -> None:
         while True:
@@ -307,4 +333,6 @@ def _refused(spec: EngineSpec, status: int, body: bytes) -> ModelOpsError:
         )
     if status == 400:
         return InvalidRequest(f"the engine refused the request: {message[:300]}")
-    return EngineFailed(f"the engine of '{spec.model_name}' answered {status}: {message[:300]}")
+    return EngineBroke(
+        f"the engine of '{spec.model_name}' answered {status}: {message[:300]}", f"its engine answered {status}"
+    )

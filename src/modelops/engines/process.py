@@ -137,6 +137,15 @@ class Process:
                 total += int(member.memory_info().rss)
         return total
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU that the tree has used so far; 0 when it is gone."""
+        total = 0.0
+        for pid in self.pids():
+            with contextlib.suppress(psutil.Error):
+                times = psutil.Process(pid).cpu_times()
+                total += times.user + times.system
+        return total
+
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)

@@ -9,19 +9,21 @@ from modelops.serving.events import Effect, Grant, Refuse, Residents
 from modelops.serving.state import Model
 
 
-def fill(model: Model) -> Iterator[Effect]:
-    """Give the free slots of its engine to those who have waited longest."""
+def fill(model: Model, now: float) -> Iterator[Effect]:
+    """Give the free slots of its engine to those whose turn it is."""
     engine = model.engine
-    while engine and not engine.stopping and model.queue and engine.has_slot:
-        ticket = model.queue.popleft()
+    while engine and not engine.stopping and model.queue.ready and engine.has_slot:
+        ticket = model.queue.pop()
         engine.active.add(ticket)
+        model.granted[ticket] = now
         yield Grant(ticket, engine.number)
 
 
 def fall_back(model: Model, error: ModelOpsError) -> Iterator[Effect]:
     """What was to be replaced is what is loaded next; `error` is why it was not replaced."""
     assert model.fallback is not None
-    (model.candidate, model.residency), model.fallback = model.fallback, None
+    model.becomes(*model.fallback)
+    model.fallback = None
     for ticket in model.loads:
         yield Refuse(ticket, error)
     model.loads.clear()
@@ -59,10 +61,3 @@ def refuse_swaps(model: Model, error: ModelOpsError) -> Iterator[Effect]:
 def not_loaded(name: str) -> Conflict:
     """Why a request does not load the model."""
     return Conflict(f"'{name}' is not loaded, and models.autoload is off; load it first")
-
-
-def cooling(error: ModelOpsError, seconds: float) -> ModelOpsError:
-    """The error of a load that failed, and for how long it is not tried again."""
-    return type(error)(
-        f"{error.message} (not tried again for {seconds:.0f} s)", retry_after_s=seconds, details=error.details
-    )

@@ -92,6 +92,7 @@ class Builds:
             wants=Wants(estimate.need, wish.offloaded, tuple(map(tuple, smaller))),
             slots=tuned.spec.slots,
             reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
+            recipe=(version.number, wish),
         )
         build = self._known[number] = Build(version, wish, tuned, estimate, candidate, kind)
         return build

@@ -6,8 +6,9 @@ ticket holds its slot until `Close`. An *engine* is a number, never reused, that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from modelops.api.errors import ModelOpsError
 from modelops.serving.placement import Layout, Wants
@@ -25,16 +26,53 @@ class Residency:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Whose request it is, and how much of a full machine is that caller's compared with others: twice the weight is
+    twice the tokens. Weights are above 0."""
+
+    caller: str = ""
+    weight: float = 1.0
+
+
+#: Of requests whose caller is nobody in particular.
+ANYBODY = Share()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a request took; 0 where that is not known."""
+
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.prompt_tokens + self.answer_tokens
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request, as far as it tells about the engine: it answered, or failed; unknown where its caller
+    left, was wrong, or had no more time. `reason` is of a failure: other callers may read it."""
+
+    kind: Literal["answered", "failed", "unknown"] = "unknown"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """What the next engine of a model will be: its memory, its slots, the seconds that loading it takes.
 
-    `build` is the pool's number for the rest: which version, run how.
+    `build` is the pool's number for the rest: which version, run how. Two of the same `recipe` are that alike: what one
+    failed at, the other would too.
     """
 
     build: int
     wants: Wants
     slots: int
     reload_s: float = 1.0
+    recipe: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +99,17 @@ class Register:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request wants a slot; when it has ended, its own keep-alive holds, where it brought one."""
+    """A request wants a slot; when it has ended, its own keep-alive holds, where it brought one.
+
+    `prompt_bytes`: of its text in UTF-8; `answer_tokens`: the most that its answer may have.
+    """
 
     ticket: int
     model: str
     residency: Residency | None = None
+    share: Share = ANYBODY
+    prompt_bytes: int = 0
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,10 +142,12 @@ class Unload:
 
 @dataclass(frozen=True)
 class Close:
-    """The ticket's caller is done, or gone."""
+    """The ticket's caller is done, or gone. Of a request: what became of it, and what it took."""
 
     ticket: int
     model: str
+    outcome: Outcome = Outcome()
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True)

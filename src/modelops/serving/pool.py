@@ -17,17 +17,19 @@ from pathlib import Path
 from modelops.api.errors import (
     Conflict,
     DeadlineExceeded,
-    EngineFailed,
     InternalError,
     ModelOpsError,
     shutting_down,
 )
+from modelops.engines.base import EngineBroke
 from modelops.engines.llama_cpp import Engine
+from modelops.serving.admission import Bounds
 from modelops.serving.builds import Build, Builds
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
 from modelops.serving.estimates import Estimates
 from modelops.serving.events import (
+    ANYBODY,
     BEGINNERS,
     NO_ROOM,
     Ask,
@@ -48,6 +50,7 @@ from modelops.serving.events import (
     Residents,
     Revoke,
     Room,
+    Share,
     Start,
     Stop,
     Stopped,
@@ -60,6 +63,7 @@ from modelops.serving.placement import HOST, MB, Bill, Layout, Plan, Wants
 from modelops.serving.quantised import Quantised
 from modelops.serving.running import Running, room
 from modelops.serving.scheduler import Scheduler
+from modelops.serving.state import Model
 from modelops.serving.tuning import laid_out
 from modelops.serving.turns import Turns
 from modelops.serving.views import Lease, View, view_of
@@ -102,7 +106,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._tasks = Tasks("pool")
         self._scheduler = Scheduler(
-            max_queue=settings.models.max_queue,
+            Bounds(settings.models.max_queue, settings.models.max_queued_tokens),
             autoload=settings.models.autoload,
             budget=settings.memory.budget_mb * MB,
             cpu_layers=settings.memory.cpu_layers,
@@ -120,11 +124,22 @@ class Pool:
 
     # --- what callers want ---
     @contextlib.asynccontextmanager
-    async def lease(self, name: str, deadline: float, keep_alive_s: float | None = None) -> AsyncIterator[Lease]:
+    async def lease(
+        self,
+        name: str,
+        deadline: float,
+        keep_alive_s: float | None = None,
+        *,
+        share: Share = ANYBODY,
+        prompt_bytes: int = 0,
+        answer_tokens: int = 0,
+    ) -> AsyncIterator[Lease]:
         """A slot of `name`'s engine until the context is left; loads the model where that is needed and allowed.
 
         `deadline` is on the loop's clock; `keep_alive_s` holds once the request has ended, negative for ever, None as
-        the model's own. Raises ModelOpsError where there will be no slot.
+        the model's own. `share` says whose the request is; `prompt_bytes` (of UTF-8) and `answer_tokens` (at most) how
+        much it asks for. Raises ModelOpsError where there will be no slot: Overloaded where the queue is full, or the
+        model has failed lately, with when to come back.
         """
         try:
             async with asyncio.timeout_at(deadline):
@@ -134,19 +149,26 @@ class Pool:
         ticket = next(self._tickets)
         self._asking[ticket] = None
         residency = None if keep_alive_s is None else Residency(keep_alive_s if keep_alive_s >= 0 else None)
+        ask = Ask(ticket, name, residency, share, prompt_bytes, answer_tokens)
+        closing = Close(ticket, name)
         try:
-            number = await self._wait(ticket, Ask(ticket, name, residency), deadline, f"waiting for a slot of '{name}'")
+            number = await self._wait(ticket, ask, deadline, f"waiting for a slot of '{name}'")
             if why := self._asking[ticket]:
                 raise why
             running = self._running.get(number)
             if running is None:  # it ended between the grant and our turn
-                raise EngineFailed(f"the engine of '{name}' ended; try again")
+                raise EngineBroke(f"the engine of '{name}' ended; try again", "its engine ended")
             running.last_used_at = datetime.now(UTC)
-            yield Lease(running.build.version, running.engine, lambda: self._asking[ticket])
+            expected = self._scheduler.models[name].pace.prompt_tokens(prompt_bytes)
+            lease = Lease(running.build.version, running.engine, lambda: self._asking[ticket], expected)
+            try:
+                yield lease
+            finally:
+                closing = Close(ticket, name, lease.outcome, lease.usage)
             self._measure(ticket)
         finally:
             del self._asking[ticket]
-            self._dispatch(Close(ticket, name))
+            self._dispatch(closing)
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
         """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …"""
@@ -205,7 +227,7 @@ class Pool:
     async def unload(self, name: str, *, force: bool, deadline: float) -> int:
         """Unload `name` and return the bytes given back, after its requests in flight unless `force`."""
         model = self._scheduler.models.get(name)
-        if model is None or model.phase == "available":
+        if model is None or (model.phase == "available" and model.breaker.until is None):
             self._catalog.active(name)
             raise Conflict(f"'{name}' is not loaded")
         held = sum(self._held(name).values())
@@ -421,11 +443,18 @@ class Pool:
     async def _prepare(self, name: str) -> None:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
         model = self._scheduler.models.get(name)
-        if model is None or (model.phase in ("available", "failed") and not model.cooling_s(self._loop.time())):
+        if model is None or (model.phase in ("available", "failed") and not self._refuses(name, model)):
             version = None
             while version is None or self._catalog.active(name).number != version.number:  # another was activated
                 version = await self._catalog.find(name, fetch=True)
                 await self._register(version, self._wishes.get(name) or self._catalog.wish(name))
+
+    def _refuses(self, name: str, model: Model) -> bool:
+        """Whether a request would be refused because of what has failed, which another version has not."""
+        if model.breaker.lets(self._loop.time()):
+            return False
+        build = self._builds.get(model.candidate.build)
+        return build is not None and build.version.number == self._catalog.active(name).number
 
     async def _begin_load(self, version: Version, wish: Wish) -> int:
         name = version.model_name

@@ -9,7 +9,6 @@ Memory is reserved when a load is decided; the start waits until what was evicte
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Generator, Iterator
 
 from modelops.api.errors import (
@@ -21,8 +20,8 @@ from modelops.api.errors import (
     Overloaded,
     shutting_down,
 )
+from modelops.serving.admission import Bounds, admit, crashed, not_loading, settle
 from modelops.serving.answers import (
-    cooling,
     fall_back,
     fill,
     forget,
@@ -31,6 +30,7 @@ from modelops.serving.answers import (
     refuse_all,
     refuse_swaps,
 )
+from modelops.serving.breaker import Cause
 from modelops.serving.events import (
     NO_ROOM,
     Ask,
@@ -73,12 +73,12 @@ class Scheduler:
     """The state of all models and the ledger; `on` is the only way to change it."""
 
     def __init__(
-        self, *, max_queue: int, autoload: bool, budget: int = 0, cpu_layers: CpuLayers = "before_eviction"
+        self, bounds: Bounds, *, autoload: bool, budget: int = 0, cpu_layers: CpuLayers = "before_eviction"
     ) -> None:
         self.books = Books(budget, cpu_layers)
         self.models, self.engines, self.ledger = self.books.models, self.books.engines, self.books.ledger
         self._numbers = itertools.count(1)
-        self._max_queue = max_queue
+        self._bounds = bounds
         self._autoload = autoload
         self._draining = False
 
@@ -94,7 +94,7 @@ class Scheduler:
 
     def _register(self, event: Register) -> None:
         model = self.models.setdefault(event.model, Model(event.candidate, event.residency))
-        model.candidate, model.residency, model.keep = event.candidate, event.residency, None
+        model.becomes(event.candidate, event.residency)
 
     def _on(self, event: Event, model: Model, now: float, room: Room) -> Iterator[Effect]:
         match event:
@@ -106,8 +106,8 @@ class Scheduler:
                 yield from self._swap(event, model, now, room)
             case Unload(ticket, name, force):
                 yield from self._unload(ticket, name, model, force)
-            case Close(ticket, name):
-                yield from self._close(ticket, name, model, now)
+            case Close():
+                yield from self._close(event, model, now)
             case Loaded(name, number, memory):
                 engine = self.engines.get(number)
                 if engine is None or engine.stopping:
@@ -132,7 +132,8 @@ class Scheduler:
                     return
                 if self._draining:
                     assert model.error is not None
-                    yield from self._fail(name, model, model.error, now)  # or who waits for it would never hear
+                    # Or who waits for it would never hear.
+                    yield from self._fail(name, model, model.error, now, "requests")
                 else:
                     yield from self._begin(name, model, now, room)
             case IdleDue(name):
@@ -145,55 +146,34 @@ class Scheduler:
 
     # --- requests ---
     def _ask(self, ask: Ask, model: Model, now: float, room: Room) -> Iterator[Effect]:
-        ticket, name = ask.ticket, ask.model
-        slots = model.candidate.slots
         if self._draining:
-            yield Refuse(ticket, shutting_down())
+            yield Refuse(ask.ticket, shutting_down())
             return
-        if model.phase == "loaded" and model.engine and model.engine.has_slot:
-            model.engine.active.add(ticket)
-            yield Grant(ticket, model.engine.number)
-        elif model.queued >= self._max_queue + (0 if model.phase in ("loaded", "unloading") else slots):
-            # While there is no engine, those that will have a slot at once do not count as waiting.
-            why = f"{model.queued} requests already wait for '{name}'; try again"
-            yield Refuse(ticket, Overloaded(why, retry_after_s=1.0))
-            return
-        elif left := model.cooling_s(now):
-            assert model.error is not None
-            yield Refuse(ticket, cooling(model.error, left))
-            return
-        elif model.phase in ("available", "failed") and not self._autoload:
-            yield Refuse(ticket, not_loaded(name))
-            return
-        elif model.phase == "unloading":
-            model.later.append(ticket)
-        else:
-            model.queue.append(ticket)
-        if ask.residency:
-            model.asked[ticket] = ask.residency
-        if model.phase in ("available", "failed"):
-            yield from self._begin(name, model, now, room)
+        admitted = yield from admit(ask, model, now, self._bounds, autoload=self._autoload)
+        if admitted and model.phase in ("available", "failed"):
+            yield from self._begin(ask.model, model, now, room)
 
-    def _close(self, ticket: int, name: str, model: Model, now: float) -> Iterator[Effect]:
-        brought = model.asked.pop(ticket, None)
-        for waiting in (model.queue, model.later, model.loads, model.swaps, model.unloads):
+    def _close(self, close: Close, model: Model, now: float) -> Iterator[Effect]:
+        ticket = close.ticket
+        for waiting in (model.queue, model.loads, model.swaps, model.unloads):
             if ticket in waiting:
                 waiting.remove(ticket)
-        for engine in [model.engine, *model.retiring.values()]:
-            if engine is None or ticket not in engine.active:
-                continue
+        engines = [model.engine, *model.retiring.values()]
+        engine = next((engine for engine in engines if engine and ticket in engine.active), None)
+        if engine:
             engine.active.discard(ticket)
-            model.keep = brought
+            model.keep = model.asked[ticket].residency
             if engine is model.engine:
                 model.unanswered = False
             elif not engine.active:
                 yield from self._stop(engine, "it was replaced")
+        yield from settle(close, model, engine, now)
         if model.phase in ("loaded", "unloading"):
-            yield from fill(model)
+            yield from fill(model, now)
         if model.phase == "unloading":
             yield from self._stop_when_done(model, "unloaded")
         else:
-            yield from self._idle(name, model, now)
+            yield from self._idle(close.model, model, now)
 
     def _idle(self, name: str, model: Model, now: float) -> Iterator[Effect]:
         """Whoever has just become idle stays for its keep-alive."""
@@ -214,6 +194,8 @@ class Scheduler:
             yield Refuse(ticket, shutting_down())
         elif model.phase == "loaded":
             yield Refuse(ticket, AlreadyLoaded(f"'{name}' is already loaded"))
+        elif model.phase in ("available", "failed") and not model.breaker.lets_load(now):
+            yield Refuse(ticket, not_loading(name, model, now))
         else:
             model.loads.append(ticket)
             if model.phase in ("available", "failed", "restarting"):
@@ -230,7 +212,7 @@ class Scheduler:
             if isinstance(plan, Bill):  # better to know before the present one ends
                 yield Refuse(ticket, InsufficientMemory(plan.sentence(name), details=plan.details()))
                 return
-            model.candidate, model.residency, model.keep = swap.candidate, swap.residency, None
+            model.becomes(swap.candidate, swap.residency)
             model.loads.append(ticket)
             self._enter(model, "unloading", now)
             yield from self._stop_when_done(model, "another version follows")
@@ -303,9 +285,10 @@ class Scheduler:
         else:
             self._enter(model, "loaded", now)
             model.fallback = None
+            model.breaker.loaded()
             yield from grant_all(model.loads)
         model.unanswered = model.unanswered or asked_for
-        yield from fill(model)
+        yield from fill(model, now)
         yield from self._idle(name, model, now)
 
     def _load_failed(
@@ -319,15 +302,18 @@ class Scheduler:
         model.engine = None
         if model.fallback:
             yield from fall_back(model, error)
-            yield from self._crashed(name, model, error, now)
-        elif model.crashes:
-            yield from self._crashed(name, model, error, now)
+            yield from self._restart(name, model, error, now, "requests")
+            return
+        model.breaker.load_failed()
+        if model.crashes:
+            yield from self._restart(name, model, error, now, "load")
         else:
-            yield from self._fail(name, model, error, now)
+            yield from self._fail(name, model, error, now, "load")
 
     # --- ends ---
     def _unload(self, ticket: int, name: str, model: Model, force: bool) -> Iterator[Effect]:
-        if model.phase == "available" and not model.retiring:
+        forgets = force and model.breaker.until is not None
+        if model.phase == "available" and not model.retiring and not forgets:
             yield Refuse(ticket, Conflict(f"'{name}' is not loaded"))
             return
         if (model.phase == "loading" or model.incoming) and not force:
@@ -337,6 +323,7 @@ class Scheduler:
         gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0)
         if model.phase in ("available", "failed", "restarting"):  # no engine is left but what was replaced
             model.phase, model.error, model.crashes = "available", None, 0
+            model.breaker.close()
             yield from refuse_all(model, gone)
             if not model.retiring:
                 yield Grant(ticket)
@@ -344,6 +331,7 @@ class Scheduler:
         model.unloads.append(ticket)
         model.phase = "unloading"
         if force:
+            model.breaker.close()
             for engine in [model.engine, *model.retiring.values()]:
                 for granted in sorted(engine.active if engine else ()):
                     yield Revoke(granted, gone)
@@ -365,7 +353,7 @@ class Scheduler:
         yield from self._stop(model.engine, why)
 
     def _stop_when_done(self, model: Model, why: str) -> Iterator[Effect]:
-        if model.engine and not model.engine.active and not model.queue:
+        if model.engine and not model.engine.active and not model.queue.ready:
             yield from self._stop(model.engine, why)
 
     def _stop(self, engine: Engine, why: str) -> Iterator[Effect]:
@@ -379,6 +367,8 @@ class Scheduler:
             return
         if model.phase == "unloading" and engine is model.engine:
             return  # Stop and Stopped follow when its last request has ended
+        if engine is model.engine:
+            yield from crashed(name, model, engine, reason, now)
         engine.active.clear()
         if engine is model.incoming:  # it answered, and ended before that was told
             model.incoming, model.retiring[number] = None, engine
@@ -398,7 +388,8 @@ class Scheduler:
             model.loads += model.swaps
             model.swaps.clear()
         else:
-            yield from self._crashed(name, model, EngineFailed(f"the engine of '{name}' {reason}"), now)
+            error = EngineFailed(f"the engine of '{name}' {reason}")
+            yield from self._restart(name, model, error, now, "requests")
 
     def _stopped(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
         if number not in self.engines:
@@ -407,7 +398,8 @@ class Scheduler:
         if model.retiring.pop(number, None) is None:
             model.engine, model.crashes, model.keep, model.unanswered = None, 0, None, False
             if model.fallback:
-                (model.candidate, model.residency), model.fallback = model.fallback, None
+                model.becomes(*model.fallback)
+                model.fallback = None
         yield from self._left(name, model, number, now, room)
 
     def _left(self, name: str, model: Model, number: int, now: float, room: Room) -> Iterator[Effect]:
@@ -418,7 +410,7 @@ class Scheduler:
         # Who waited for this memory comes first: it was promised.
         yield from self._unblock(number, now, room)
         if model.phase == "available":
-            model.queue, model.later = model.later, deque()
+            model.queue.release()
             if model.loads or (model.queue and self._autoload):
                 yield from self._begin(name, model, now, room)
             else:
@@ -445,20 +437,22 @@ class Scheduler:
     def _become(self, model: Model, engine: Engine) -> None:
         """What was to take the place of the model's engine does."""
         model.engine, model.incoming = engine, None
-        model.candidate, model.residency, model.keep = engine.candidate, engine.residency, None
+        model.becomes(engine.candidate, engine.residency)
 
-    def _crashed(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
+    def _restart(self, name: str, model: Model, error: ModelOpsError, now: float, cause: Cause) -> Iterator[Effect]:
+        """It crashed, or its restart failed: the next attempt comes after a pause, or never."""
         model.crashes += 1
         if model.crashes > len(BACKOFF_S) or self._draining:
-            yield from self._fail(name, model, error, now)
+            yield from self._fail(name, model, error, now, cause)
             return
         self._enter(model, "restarting", now)
         model.error = error
         yield Wake(RestartDue(name), BACKOFF_S[model.crashes - 1])
 
-    def _fail(self, name: str, model: Model, error: ModelOpsError, now: float) -> Iterator[Effect]:
+    def _fail(self, name: str, model: Model, error: ModelOpsError, now: float, cause: Cause) -> Iterator[Effect]:
         self._enter(model, "failed", now)
         model.error, model.crashes = error, 0
+        model.breaker.trip(now, error.message, cause)
         yield from refuse_all(model, error)
         if not self._draining:  # the end of the coordinator forgets nothing
             yield from forget(name, model)

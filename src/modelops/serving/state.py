@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from modelops.api.errors import ModelOpsError
-from modelops.serving.events import Candidate, Residency, Room
+from modelops.serving.breaker import Breaker
+from modelops.serving.events import Ask, Candidate, Residency, Room
+from modelops.serving.fair import FairQueue
+from modelops.serving.pace import Pace
 from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Layout, Ledger, Plan, eviction_cost, freed, place
 
 Phase = Literal["available", "loading", "loaded", "unloading", "restarting", "failed"]
-
-#: Seconds for which requests to a failed model are refused before one may try to load it again.
-FAILED_S = 15.0
 
 
 @dataclass
@@ -30,6 +29,9 @@ class Engine:
     stopping: bool = False
     # Of what is to take another's place: the model's own from then on.
     residency: Residency = field(default_factory=Residency)
+    # When a request's failure was last held against it, and who was in flight then: they have the same cause.
+    failed_at: float | None = None
+    excused: set[int] = field(default_factory=set)
 
     @property
     def has_slot(self) -> bool:
@@ -48,14 +50,17 @@ class Model:
     engine: Engine | None = None
     incoming: Engine | None = None
     retiring: dict[int, Engine] = field(default_factory=dict)
-    queue: deque[int] = field(default_factory=deque)
-    later: deque[int] = field(default_factory=deque)  # asked while it is unloading: they wait for the next engine
+    queue: FairQueue = field(default_factory=FairQueue)  # held: asked while it is unloading, for the next engine
     loads: list[int] = field(default_factory=list)
     swaps: list[int] = field(default_factory=list)
     fallback: tuple[Candidate, Residency] | None = None  # what a swap was to replace, and what ended meanwhile
     unloads: list[int] = field(default_factory=list)
     keep: Residency | None = None  # of the last request that brought its own
-    asked: dict[int, Residency] = field(default_factory=dict)  # by ticket: what its request brought
+    asked: dict[int, Ask] = field(default_factory=dict)  # by ticket: requests that wait or are served
+    granted: dict[int, float] = field(default_factory=dict)  # by ticket: when it was given its slot
+    breaker: Breaker = field(default_factory=Breaker)
+    pace: Pace = field(default_factory=Pace)
+    appointment: float = 0.0  # when whoever was refused last was told to come back
     crashes: int = 0
     changed_at: float = 0.0
     idle_since: float = 0.0
@@ -81,7 +86,7 @@ class Model:
     @property
     def queued(self) -> int:
         """Requests that wait for a slot."""
-        return len(self.queue) + len(self.later)
+        return len(self.queue)
 
     @property
     def keep_alive_s(self) -> float | None:
@@ -90,9 +95,18 @@ class Model:
             return None
         return (self.keep or self.residency).keep_alive_s
 
-    def cooling_s(self, now: float) -> float:
-        """Seconds for which requests are still refused because the model has failed."""
-        return max(0.0, self.changed_at + FAILED_S - now) if self.phase == "failed" else 0.0
+    def load_s(self, now: float) -> float:
+        """Seconds until it is expected to be loaded, were it begun now where it is not; 0 where it is."""
+        if self.phase == "loaded":
+            return 0.0
+        begun = now - self.changed_at if self.phase == "loading" else 0.0
+        return max(0.0, self.candidate.reload_s - begun)
+
+    def becomes(self, candidate: Candidate, residency: Residency) -> None:
+        """This is what its next engine is. Another recipe than before has not failed yet: its breaker is closed."""
+        if candidate.recipe != self.candidate.recipe:
+            self.breaker.close()
+        self.candidate, self.residency, self.keep = candidate, residency, None
 
     def cost(self, now: float) -> float | None:
         """What evicting it costs; None where it must stay."""

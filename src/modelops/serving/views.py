@@ -5,17 +5,21 @@ A decision made from a view would be late.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from modelops.api.errors import EngineFailed, ModelOpsError
+from modelops.api.errors import ModelOpsError
 from modelops.api.types import ModelStatus
-from modelops.engines.base import Piece, Prompt
+from modelops.engines.base import EngineBroke, Piece, Prompt
 from modelops.engines.llama_cpp import Engine
+from modelops.serving.breaker import Breaker, Reading
 from modelops.serving.catalog import Version
+from modelops.serving.events import Outcome, Usage
 from modelops.serving.placement import Layout
 from modelops.serving.state import Model, Phase
 
@@ -50,6 +54,7 @@ class View:
     pinned: bool = False
     active: int = 0
     queued: int = 0
+    breaker: Reading = field(default_factory=Reading)
     message: str = ""
     engine_pid: int = 0
     layout: Layout | None = None  # of its engine
@@ -64,6 +69,8 @@ def view_of(version: Version, model: Model, running: Running | None, held: Mappi
     message = model.error.message if model.error else ""
     if model.phase == "loading" and running is None:
         message = "waiting until the memory that it needs is free"
+    if status not in ("loading", "unloading"):  # what is watched meanwhile does not change each second
+        message = _rests(model.breaker, now) or message
     spec = running.build.tuned.spec if running else None
     return View(
         version=version,
@@ -81,46 +88,81 @@ def view_of(version: Version, model: Model, running: Running | None, held: Mappi
         pinned=model.residency.pinned and status != "available",
         active=model.active,
         queued=model.queued,
+        breaker=model.breaker.read(now),
         message=message,
         engine_pid=running.engine.pid if running else 0,
         layout=running.layout if running else None,
     )
 
 
+def _rests(breaker: Breaker, now: float) -> str:
+    match breaker.state(now):
+        case "open":
+            return f"{breaker.reason} (not asked for another {math.ceil(breaker.left_s(now))} s)"
+        case "half_open":
+            return f"{breaker.reason} (the next request tries it again)"
+        case _:
+            return ""
+
+
 @dataclass
 class Lease:
-    """A slot of a loaded model, held from admission to the last byte. `version` is the one that answers."""
+    """A slot of a loaded model, held from admission to the last byte. `version` is the one that answers.
+
+    It notes what becomes of its request, and what that takes. `prompt_tokens`: how many the prompt is expected to have.
+    """
 
     version: Version
     engine: Engine
     revoked: Callable[[], ModelOpsError | None]
+    prompt_tokens: int = 0
+    outcome: Outcome = field(default_factory=Outcome)
+    _read: int = 0  # of the prompt, as the engine told
+    _answered: int = 0
+    _began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far. Whoever has a word of the answer has read the whole prompt."""
+        return Usage(self._read or (self.prompt_tokens if self._answered else 0), self._answered)
+
+    def overdue(self, limit_s: float) -> None:
+        """The server's own limit of `limit_s` ran out, not the caller's: the engine failed it, where it had most of
+        that time. Elsewhere the request had waited for a slot."""
+        if asyncio.get_running_loop().time() - self._began >= limit_s / 2:
+            self.outcome = Outcome("failed", f"a request was not answered within {limit_s:g} s")
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
         """The engine's answer, piece by piece; raises the reason instead of the engine's where the slot was taken."""
-        try:
+        with self._noted():
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
+                    self._read = max(self._read, piece.prompt_tokens)
+                    # Without the engine's own count, which comes last, each part is one token or more.
+                    self._answered = self._answered + bool(piece.text) if piece.tokens is None else piece.tokens
                     yield piece
-        except EngineFailed:
-            self._raise_revoked()
-            raise
+            self.outcome = Outcome("answered")
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """Each text as a vector, and the tokens of all."""
-        try:
-            return await self.engine.embed(texts)
-        except EngineFailed:
-            self._raise_revoked()
-            raise
+        with self._noted():
+            vectors, self._read = await self.engine.embed(texts)
+            self.outcome = Outcome("answered")
+            return vectors, self._read
 
     async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
         """The score of each document, and the tokens of all."""
-        try:
-            return await self.engine.rerank(query, documents)
-        except EngineFailed:
-            self._raise_revoked()
-            raise
+        with self._noted():
+            scores, self._read = await self.engine.rerank(query, documents)
+            self.outcome = Outcome("answered")
+            return scores, self._read
 
-    def _raise_revoked(self) -> None:
-        if why := self.revoked():
-            raise why from None
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except EngineBroke as error:
+            if why := self.revoked():
+                raise why from None
+            self.outcome = Outcome("failed", error.reason)
+            raise

@@ -17,6 +17,7 @@ from serving.sources.fetching import CONTENT, Fetching
 
 Certify = Callable[[str], tuple[Path, ssl.SSLContext]]
 HALF = len(CONTENT) // 2
+pytestmark = pytest.mark.program("openssl")  # it makes the certificates
 
 
 async def test_a_file_is_fetched_and_resumed_over_tls(fetching: Fetching, secure: BadServer) -> None:
