@@ -29,7 +29,8 @@ modelops serve --rest-port 9000
 ```
 
 Settings are read once, at the start. A key that does not exist, or a value that does not fit, ends the start with a
-message that names it. `MODELOPS_URL` and `MODELOPS_API_KEY` are no settings: clients read them.
+message that names it. `MODELOPS_URL`, `MODELOPS_API_KEY` and
+`MODELOPS_CA_FILE` are no settings: clients read them.
 
 | key | default | what it is | variable | flag |
 | --- | --- | --- | --- | --- |

@@ -96,6 +96,7 @@ def serving(
         "MODELOPS_SERVER__GRPC_PORT": "0",
         "MODELOPS_SERVER__ZMQ_PORT": "0",
         "MODELOPS_ENGINE__THREADS": "1",
+        "MODELOPS_SERVER__DRAIN_NOTICE_S": "0",
         "PYTHONWARNINGS": "error",
     }
     if fake is not None:
@@ -128,6 +129,27 @@ def serving(
                 process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def make_key(data_dir: Path, name: str, *options: str) -> str:
+    """A new key's text, made by the command as a user makes it; a coordinator that runs notices within a second."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
+    argv = [
+        sys.executable,
+        "-m",
+        "modelops.cli",
+        "keys",
+        "create",
+        name,
+        *options,
+        "--data-dir",
+        str(data_dir),
+        "--json",
+    ]
+    made = subprocess.run(argv, env=clean, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stdout + made.stderr
+    text = json.loads(made.stdout)["key"]
+    return text or ""
 
 
 def put(file: Path, target: Path) -> Path:

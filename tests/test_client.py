@@ -124,7 +124,7 @@ def test_an_overload_says_when_to_try_again_over_both_ways_of_asking(slow: Serve
         ):
             with pytest.raises(Overloaded) as raised:
                 ask()
-            assert raised.value.retry_after_s == 1.0
+            assert raised.value.retry_after_s is not None and 0 < raised.value.retry_after_s < 60
     _freed(slow)
 
 

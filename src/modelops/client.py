@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -34,20 +37,45 @@ class Unreachable(ModelOpsError):
     code = "unreachable"
 
 
+@dataclass(frozen=True)
+class _Trust:
+    """Whom we trust, and what we show."""
+
+    api_key: str | None
+    ca_file: str | Path | None
+    certificate: tuple[str | Path, str | Path] | None
+
+    def context(self) -> ssl.SSLContext | bool:
+        """What httpx takes as `verify`. Raises InvalidRequest for files that cannot be used."""
+        if not self.ca_file and not self.certificate:
+            return True
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.certificate:
+                context.load_cert_chain(*self.certificate)
+        except OSError as error:  # ssl.SSLError is one
+            named = self.ca_file or (self.certificate or ("",))[0]
+            raise InvalidRequest(f"'{named}' cannot be used as a certificate: {error.strerror or error}") from None
+        return context
+
+
 class _Wire:
     """What both clients share: from a request to HTTP, and back."""
 
-    def __init__(self, url: str, api_key: str | None, timeout_s: float | None) -> None:
+    def __init__(self, url: str, trust: _Trust, timeout_s: float | None) -> None:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL:
             parsed = httpx.URL()
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise InvalidRequest(f"'{url}' is no address of a coordinator; one is written {DEFAULT_URL}")
+        if trust.api_key and not (trust.api_key.isascii() and trust.api_key.isprintable()):
+            raise InvalidRequest("what was given as the key is none: it holds characters that no key has")
         self.url = url.rstrip("/")
         self.options: dict[str, Any] = {
             "base_url": self.url,
-            "headers": {"X-API-Key": api_key} if api_key else {},
+            "headers": {"X-API-Key": trust.api_key} if trust.api_key else {},
+            "verify": trust.context(),
             # The server bounds the answer; a connection that is not there should be noticed at once.
             "timeout": httpx.Timeout(timeout_s, connect=5.0),
         }
@@ -71,9 +99,14 @@ class _Wire:
         """What a broken connection is told as."""
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             return BY_CODE["deadline_exceeded"]("the coordinator did not answer in time")
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Unreachable(
+                f"the certificate of {self.url} is not trusted; give its file, or its authority's: ca_file (--ca-file)"
+            )
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return Unreachable(f"no coordinator answers at {self.url}; start one with 'modelops serve'")
-        return Unreachable(f"the connection to {self.url} broke: {type(error).__name__}")
+        maybe = "; perhaps it is https:// there" if self.url.startswith("http://") else ""
+        return Unreachable(f"the connection to {self.url} broke: {type(error).__name__}{maybe}")
 
 
 def _failure(status: int, body: bytes) -> ModelOpsError:
@@ -103,10 +136,22 @@ def _chunk(kind: type[_Answer], line: str) -> _Answer | None:
 
 
 class Client:
-    """A blocking client. One may be shared by threads; close it, or use it in a `with`."""
+    """A blocking client. One may be shared by threads; close it, or use it in a `with`.
 
-    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float | None = None) -> None:
-        self._wire = _Wire(url, api_key, timeout_s)
+    `ca_file` holds the server's certificate or its authority's, where no public authority vouches for it; `certificate`
+    is a client certificate and its key, an alternative to a key.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float | None = None,
+        ca_file: str | Path | None = None,
+        certificate: tuple[str | Path, str | Path] | None = None,
+    ) -> None:
+        self._wire = _Wire(url, _Trust(api_key, ca_file, certificate), timeout_s)
         self._http = httpx.Client(**self._wire.options)
 
     def __enter__(self) -> Self:
@@ -215,8 +260,16 @@ class Client:
 class AsyncClient:
     """The same without blocking: every method is awaited, `stream` is an async iterator."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float | None = None) -> None:
-        self._wire = _Wire(url, api_key, timeout_s)
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float | None = None,
+        ca_file: str | Path | None = None,
+        certificate: tuple[str | Path, str | Path] | None = None,
+    ) -> None:
+        self._wire = _Wire(url, _Trust(api_key, ca_file, certificate), timeout_s)
         self._http = httpx.AsyncClient(**self._wire.options)
 
     async def __aenter__(self) -> Self:

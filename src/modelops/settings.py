@@ -19,7 +19,7 @@ from modelops.api.types import KeepAlive, ModelType
 
 PREFIX = "MODELOPS_"
 #: Variables of the same prefix that are not settings: where the configuration file is, and what clients read.
-NOT_SETTINGS = frozenset({"MODELOPS_CONFIG", "MODELOPS_URL", "MODELOPS_API_KEY"})
+NOT_SETTINGS = frozenset({"MODELOPS_CONFIG", "MODELOPS_URL", "MODELOPS_API_KEY", "MODELOPS_CA_FILE"})
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}$")]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -60,6 +60,44 @@ class ServerSettings(Section):
         600.0, gt=0, description="Longest that a request may take when its caller sets no deadline."
     )
     drain_s: float = Field(30.0, ge=0, description="Time for requests in flight to end at shutdown.")
+    drain_notice_s: float = Field(
+        0.5,
+        ge=0,
+        description="At shutdown: how long new work is refused, at least, before connections close.",
+    )
+    client_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="How long a client may take to send a request, or to take the next piece of its answer.",
+    )
+    idle_timeout_s: float = Field(
+        75.0, gt=0, description="How long a REST connection may lie idle between two requests."
+    )
+    max_connections: int = Field(1000, ge=1, description="Connections at once, for each transport.")
+    insecure: bool = Field(
+        False,
+        description="Listen on other addresses than loopback although there is no key: whoever reaches it uses it.",
+    )
+
+
+class TlsSettings(Section):
+    """How what goes over the network is encrypted."""
+
+    cert_file: Path | None = Field(None, description="Certificate of REST and gRPC, with its chain, in PEM.")
+    key_file: Path | None = Field(None, description="The certificate's key, in PEM.")
+    client_ca_file: Path | None = Field(
+        None,
+        description="Authority of client certificates, an alternative to keys: REST asks for one, gRPC requires one.",
+    )
+    curve_file: Path | None = Field(None, description="Key of the ZMQ socket (CURVE), made by `modelops keys curve`.")
+
+
+class RatesSettings(Section):
+    """How callers' rates are counted."""
+
+    redis_url: str = Field(
+        "", description="redis://host:6379/0: count there, for several coordinators together. Empty: in this process."
+    )
 
 
 class ModelsSettings(Section):
@@ -86,6 +124,12 @@ class ModelsSettings(Section):
     )
     restore: bool = Field(True, description="Load at the start what was loaded when the coordinator ended.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait for one model; more are refused (503).")
+    max_queued_tokens: int = Field(
+        262_144,
+        ge=0,
+        description="Tokens of prompts, as far as they can be estimated, that may wait for one model; more are refused "
+        "(503). One request alone may always wait.",
+    )
 
 
 class EngineSettings(Section):
@@ -119,6 +163,9 @@ class EngineSettings(Section):
     load_timeout_s: float = Field(60.0, gt=0, description="Time to load a model, beside load_timeout_s_per_gb.")
     load_timeout_s_per_gb: float = Field(30.0, ge=0, description="Added for each GB of the model's file.")
     stop_timeout_s: float = Field(5.0, ge=0, description="Time between asking an engine to end and killing it.")
+    stall_timeout_s: float = Field(
+        60.0, gt=0, description="An engine that says nothing for so long while it is asked is hung: it is restarted."
+    )
 
 
 class MemorySettings(Section):
@@ -155,6 +202,8 @@ class Settings(Section):
         description="Where models and state are kept; by default modelops under the user's data folder.",
     )
     server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
+    rates: RatesSettings = RatesSettings()
     models: ModelsSettings = ModelsSettings()
     engine: EngineSettings = EngineSettings()
     memory: MemorySettings = MemorySettings()
@@ -248,6 +297,8 @@ def described() -> Iterator[tuple[str, str, str]]:
 def _written(value: object) -> str:
     if isinstance(value, tuple):
         return "[]"
+    if value is None:
+        return "none"
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
 
 

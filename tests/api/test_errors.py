@@ -10,7 +10,7 @@ import pytest
 import modelops.app  # noqa: F401 - imports every part of the server, and so every error that it can raise
 from modelops.api import errors
 from modelops.api.errors import AlreadyLoaded, Conflict, ModelOpsError
-from modelops.transports import grpc, openapi, rest, zmq
+from modelops.transports import grpc, messages, openapi, problems
 
 CONTRACT = Path(__file__).resolve().parents[2] / "docs" / "spec" / "contract.md"
 #: What a fault of ours and a feature to come are answered with: the specification leaves both open.
@@ -32,22 +32,22 @@ def test_the_contract_documents_eleven_codes() -> None:
     assert len(documented()) == 11
 
 
-@pytest.mark.parametrize("table", [rest.STATUS, grpc.STATUS, zmq.STATUS, openapi.STATUS, errors.BY_CODE])
+@pytest.mark.parametrize("table", [problems.STATUS, grpc.STATUS, messages.STATUS, openapi.STATUS, errors.BY_CODE])
 def test_every_code_is_in_every_table(table: dict[str, object]) -> None:
     assert set(table) == set(documented()) | set(OURS)
 
 
 def test_every_error_that_the_server_raises_has_one_of_the_codes() -> None:
     server = {kind for kind in raised_by_the_server() if kind.__module__ != "modelops.client"}
-    assert {kind.code for kind in server} == set(rest.STATUS)
+    assert {kind.code for kind in server} == set(problems.STATUS)
 
 
 @pytest.mark.parametrize(("code", "expected"), (documented() | OURS).items())
 def test_statuses_are_the_documented_ones(code: str, expected: tuple[int, str]) -> None:
     http, rpc = expected
-    assert rest.STATUS[code] == http
+    assert problems.STATUS[code] == http
     assert openapi.STATUS[code][0] == http
-    assert zmq.STATUS[code] == code
+    assert messages.STATUS[code] == code
     assert grpc.STATUS[code].name in rpc.split(" / ")
 
 

@@ -175,7 +175,7 @@ def test_it_answers_at_once_or_in_chunks_by_the_rpcs_that_do_so(operation: Opera
 
 @each_operation
 def test_it_is_documented_with_errors_that_exist(operation: Operation) -> None:
-    from modelops.transports.rest import STATUS
+    from modelops.transports.problems import STATUS
 
     assert operation.summary
     assert set(operation.errors) <= set(STATUS)

@@ -183,7 +183,10 @@ def test_keep_alive_is_seconds_or_a_duration(kind: type[Request], written: objec
 @pytest.mark.parametrize("kind", KEPT)
 @pytest.mark.parametrize(
     "written",
-    ["", "soon", "5 m", "5M", "m", "5d", "1.5.5s", "--1", "5m-1s", "nan", float("nan"), True, False, [], {}, [5]],
+    [
+        *["", "soon", "5 m", "5M", "m", "5d", "1.5.5s", "--1", "5m-1s", float("nan"), True, False, [], {}, [5]],
+        *["nan", "inf", "-Infinity", " 5", "5\n", "1_0", "٣", "٣s", "+5", ".5", "1e3s"],  # Python reads most of them
+    ],
     ids=repr,
 )
 def test_what_is_no_time_is_refused_by_name(kind: type[Request], written: object) -> None:

@@ -26,8 +26,17 @@ from support import FAKE_ENGINE, Served, put, serving, tiny_gguf, wait_until
 LONG = "2000"  # tokens of an answer that no test waits for
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
-COMMANDS = main.commands
-CLIENTS = sorted(set(COMMANDS) - {"serve", "pull"})
+
+def below(group: click.Group, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by what is typed for it, groups and what is in them."""
+    for part, command in group.commands.items():
+        yield (whole := f"{name} {part}".strip()), command
+        if isinstance(command, click.Group):
+            yield from below(command, whole)
+
+
+COMMANDS = dict(below(main))
+CLIENTS = sorted(set(main.commands) - {"serve", "pull", "keys", "tls"})  # the others work on this machine's files
 
 
 @pytest.fixture(scope="module")
@@ -250,13 +259,24 @@ def test_serve_says_what_is_in_its_way(slow: Served, tmp_path: Path) -> None:
 
 
 # --- serve ---
-def test_serve_greets_with_calls_that_work_as_they_are_printed(tmp_path: Path) -> None:
-    put(tiny_gguf(tmp_path / "m.gguf"), tmp_path / "data" / "models" / "m.gguf")
-    fake = str(FAKE_ENGINE)
-    ports = [word for name in ("rest", "grpc", "zmq") for word in (f"--{name}-port", "0")]
+@pytest.mark.parametrize("guarded", [False, True], ids=["plain", "guarded"])
+def test_serve_greets_with_calls_that_work_as_they_are_printed(tmp_path: Path, guarded: bool) -> None:
+    data = tmp_path / "data"
+    put(tiny_gguf(tmp_path / "m.gguf"), data / "models" / "m.gguf")
+    options = ["--data-dir", str(data), "--load", "m", "--host", "0.0.0.0" if guarded else "127.0.0.1"]
+    options += [word for name in ("rest", "grpc", "zmq") for word in (f"--{name}-port", "0")]
+    env = environment()
+    if guarded:
+        made = [
+            modelops(*words, "--data-dir", str(data)) for words in (("keys", "create", "me"), ("tls", "self-signed"))
+        ]
+        env["MODELOPS_API_KEY"] = made[0].stdout.strip()
+        assert modelops("keys", "curve", "--data-dir", str(data)).returncode == 0
+        options += ["--tls-cert-file", f"{data}/tls/cert.pem", "--tls-key-file", f"{data}/tls/key.pem"]
+        options += ["--curve-file", f"{data}/curve.key"]
     with subprocess.Popen(
-        [sys.executable, "-m", "modelops.cli", "serve", "--data-dir", str(tmp_path / "data"), "--load", "m", *ports],
-        env=environment(MODELOPS_ENGINE__EXECUTABLE=fake),
+        [sys.executable, "-m", "modelops.cli", "serve", *options],
+        env=env | {"MODELOPS_ENGINE__EXECUTABLE": str(FAKE_ENGINE)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -270,7 +290,7 @@ def test_serve_greets_with_calls_that_work_as_they_are_printed(tmp_path: Path) -
                 if len(calls) == 3:
                     break
             for call in calls:
-                answer = subprocess.run(["sh", "-c", call], capture_output=True, text=True, timeout=30)
+                answer = subprocess.run(["sh", "-c", call], env=env, capture_output=True, text=True, timeout=30)
                 assert "w0 w1 w2 " in answer.stdout, call
         finally:
             process.send_signal(signal.SIGINT)
@@ -280,7 +300,7 @@ def test_serve_greets_with_calls_that_work_as_they_are_printed(tmp_path: Path) -
 # --- help ---
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_tells_what_a_command_does_and_each_of_its_options(name: str) -> None:
-    told = CliRunner().invoke(main, [name, "--help"], terminal_width=100)
+    told = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=100)
     assert told.exit_code == 0
     assert f"Usage: main {name} " in told.stdout
     command = COMMANDS[name]
@@ -288,11 +308,19 @@ def test_help_tells_what_a_command_does_and_each_of_its_options(name: str) -> No
     assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
 
 
-def test_the_summary_of_every_command_fits_its_line() -> None:
-    told = CliRunner().invoke(main, ["--help"])
-    listed = dict(re.findall(r"^  (\w+) +(\S.*)$", told.stdout.partition("Commands:")[2], re.MULTILINE))
-    assert set(listed) >= set(COMMANDS)
-    assert [name for name in COMMANDS if listed[name].endswith("...")] == []
+@pytest.mark.parametrize("group", [(), ("keys",), ("tls",)], ids=" ".join)
+def test_the_summary_of_every_command_fits_its_line(group: tuple[str, ...]) -> None:
+    told = CliRunner().invoke(main, [*group, "--help"])
+    listed = dict(re.findall(r"^  ([\w-]+) +(\S.*)$", told.stdout.partition("Commands:")[2], re.MULTILINE))
+    mine = [name.split()[-1] for name in COMMANDS if tuple(name.split()[:-1]) == group]
+    assert set(listed) >= set(mine) != set()
+    assert [name for name in mine if listed[name].endswith("...")] == []
+
+
+@pytest.mark.parametrize("command", CLIENTS)
+def test_every_client_is_told_where_the_coordinator_is_and_what_to_trust(command: str) -> None:
+    options = {option for each in COMMANDS[command].params for option in each.opts}
+    assert options >= {"--url", "--api-key", "--api-key-file", "--ca-file", "--json"}
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -318,11 +346,15 @@ def test_help_takes_less_than_0_3_seconds() -> None:
 # --- the page ---
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_page_has_a_section_for_every_command_with_all_its_options(name: str) -> None:
-    sections = dict(re.findall(r"^## `modelops (\w+)`\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    section = r"^##+ `modelops ([\w -]+)`\n(.*?)(?=^##|\Z)"
+    sections = dict(re.findall(section, PAGE.read_text(), re.MULTILINE | re.DOTALL))
     assert set(sections) == set(COMMANDS)
     own = {option for each in COMMANDS[name].params if isinstance(each, click.Option) for option in each.opts}
-    everywhere = {"--json", "--url", "--api-key", "--config", "--data-dir"}  # told once, at the top
+    # Told once, at the top.
+    everywhere = {"--json", "--url", "--api-key", "--api-key-file", "--ca-file", "--config", "--data-dir"}
     assert {option for option in own - everywhere if f"`{option}" not in sections[name]} == set()
+    top = PAGE.read_text().partition("\n## ")[0]
+    assert {option for option in everywhere if f"`{option}`" not in top} == set()
 
 
 def test_the_page_tells_every_exit_status() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from modelops.access import ANYBODY
 from modelops.api import types
 from modelops.app import Running
 from modelops.service import Call, Coordinator
@@ -17,7 +18,7 @@ Start = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 def call(timeout_s: float | None = None) -> Call:
-    return Call("1", "test", timeout_s=timeout_s)
+    return Call("1", "test", timeout_s=timeout_s, caller=ANYBODY)
 
 
 def ask(**fields: Any) -> types.InferenceRequest:

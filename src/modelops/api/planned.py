@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from modelops.api.operations import Scope
 from modelops.api.types import Request, Response
 
 JobType = Literal["lora", "dpo", "evaluate"]
@@ -83,6 +84,8 @@ class Goal(Response):
 class Planned:
     """A route that answers 501 until its release. Without `response` the answer is text; `many`: a plain array."""
 
+    name: str
+    scope: Scope
     method: Literal["GET", "POST"]
     path: str
     summary: str
@@ -95,6 +98,8 @@ class Planned:
 
 PLANNED: tuple[Planned, ...] = (
     Planned(
+        "list_jobs",
+        "learning",
         "GET",
         "/learning/jobs",
         "List learning jobs",
@@ -104,6 +109,8 @@ PLANNED: tuple[Planned, ...] = (
         many=True,
     ),
     Planned(
+        "create_job",
+        "learning",
         "POST",
         "/learning/jobs",
         "Create a new learning job",
@@ -112,8 +119,12 @@ PLANNED: tuple[Planned, ...] = (
         request=CreateJobRequest,
         response=LearningJob,
     ),
-    Planned("GET", "/goals", "List active goals", 200, "List of goals", response=Goal, many=True),
     Planned(
+        "list_goals", "goals", "GET", "/goals", "List active goals", 200, "List of goals", response=Goal, many=True
+    ),
+    Planned(
+        "create_goal",
+        "goals",
         "POST",
         "/goals",
         "Create a new goal",
@@ -122,5 +133,7 @@ PLANNED: tuple[Planned, ...] = (
         request=CreateGoalRequest,
         response=Goal,
     ),
-    Planned("GET", "/metrics", "Prometheus metrics endpoint", 200, "Metrics in Prometheus format"),
+    Planned(
+        "metrics", "metrics", "GET", "/metrics", "Prometheus metrics endpoint", 200, "Metrics in Prometheus format"
+    ),
 )

@@ -38,13 +38,19 @@ def _utf8(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_no_nul), AfterValidator(_utf8)]
-# Bounds stand before the checks: behind them, they would be told as those of any list.
-Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_no_nul), AfterValidator(_utf8)]
-Stop = Annotated[str, Field(min_length=1), AfterValidator(_no_nul), AfterValidator(_utf8)]
-Passage = Annotated[str, Field(min_length=1, max_length=32_768), AfterValidator(_no_nul), AfterValidator(_utf8)]
+def _described(schema: dict[str, Any]) -> None:
+    schema.setdefault("pattern", r"^[^\u0000]*$")
 
-_DURATION = re.compile(r"(?P<sign>-?)(?P<parts>(\d+(\.\d+)?(ms|h|m|s))+)")
+
+_checked = (AfterValidator(_no_nul), AfterValidator(_utf8), Field(json_schema_extra=_described))
+Text = Annotated[str, *_checked]
+# Bounds stand before the checks: behind them, they would be told as those of any list.
+Name = Annotated[str, Field(min_length=1, max_length=128), *_checked]
+Stop = Annotated[str, Field(min_length=1), *_checked]
+Passage = Annotated[str, Field(min_length=1, max_length=32_768), *_checked]
+
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_TIME = rf"^-?(?:{_NUMBER}(?:[eE][+-]?[0-9]+)?|(?:{_NUMBER}(?:ms|h|m|s))+)$"
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _LONGEST_S = 365 * 86_400.0
 
@@ -52,16 +58,13 @@ _LONGEST_S = 365 * 86_400.0
 def duration_s(value: object) -> object:
     """Seconds from a number or a text such as "90", "5m" or "1h30m"; negative: for ever. Else what it is."""
     if isinstance(value, str):
-        text = value
-        try:
-            value = float(text)
-        except ValueError:
-            match = _DURATION.fullmatch(text)
-            if not match:
-                raise ValueError('is written as seconds or as a duration such as "5m"; -1 means for ever') from None
-            parts = re.findall(r"([\d.]+)(ms|h|m|s)", match["parts"])
+        if not re.fullmatch(_TIME, value):
+            raise ValueError('is written as seconds or as a duration such as "5m"; -1 means for ever')
+        if parts := re.findall(rf"({_NUMBER})(ms|h|m|s)", value):
             seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-            value = -seconds if match["sign"] else seconds
+            value = -seconds if value.startswith("-") else seconds
+        else:
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and isnan(value)):
         return value  # told as what it is
     return -1.0 if value < 0 else float(min(value, _LONGEST_S))  # in this order: JSON has integers that no float holds
@@ -71,7 +74,7 @@ def duration_s(value: object) -> object:
 KeepAlive = Annotated[
     float,
     Field(allow_inf_nan=False),
-    BeforeValidator(duration_s, json_schema_input_type=str | float),
+    BeforeValidator(duration_s, json_schema_input_type=Annotated[str, Field(pattern=_TIME)] | float),
 ]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelops.settings import Settings
 
 FAILED, MISUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+_LONGEST_LINE = 1024
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +36,9 @@ def fails_well(command: Callable[P, R]) -> Callable[P, R]:
                 told = {"code": error.code, "error": error.message, "details": error.details}
                 click.echo(json.dumps(told, ensure_ascii=False))
             else:
-                click.echo(f"modelops: {error.message}", err=True)
+                where = "; this command reads it from MODELOPS_API_KEY, or from --api-key-file"
+                hint = where if error.code == "unauthenticated" else ""
+                click.echo(f"modelops: {error.message}{hint}", err=True)
             status = {"unreachable": UNREACHABLE, "invalid_request": MISUSED}.get(error.code, FAILED)
             raise SystemExit(status) from None
         except KeyboardInterrupt:
@@ -52,7 +55,20 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the
 url_option = click.option(
     "--url", envvar="MODELOPS_URL", help="The coordinator's REST address.  [default: http://127.0.0.1:8008]"
 )
-key_option = click.option("--api-key", envvar="MODELOPS_API_KEY", help="Better given as MODELOPS_API_KEY.")
+ca_option = click.option(
+    "--ca-file",
+    envvar="MODELOPS_CA_FILE",
+    type=click.Path(path_type=Path),
+    help="Trust the certificate, or the authority, in this file.",
+)
+key_option = click.option(
+    "--api-key",
+    envvar="MODELOPS_API_KEY",
+    help="Seen by every user of this machine: better given as MODELOPS_API_KEY, or by --api-key-file.",
+)
+key_file_option = click.option(
+    "--api-key-file", metavar="FILE", help="Read the key from the first line of this file; - for standard input."
+)
 data_dir_option = click.option("--data-dir", type=click.Path(path_type=Path), help="Where models and state are kept.")
 config_option = click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")
 
@@ -72,15 +88,41 @@ def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
-        def connected(url: str | None, api_key: str | None, **options: Any) -> None:
+        def connected(
+            url: str | None, api_key: str | None, api_key_file: str | None, ca_file: Path | None, **options: Any
+        ) -> None:
             from modelops.client import DEFAULT_URL, Client
 
-            with Client(url or DEFAULT_URL, api_key=api_key) as client:
+            if api_key_file is not None:
+                api_key = _key_in(api_key_file)
+            with Client(url or DEFAULT_URL, api_key=api_key, ca_file=ca_file) as client:
                 function(client, **options)
 
-        return main.command(name)(url_option(key_option(as_json_option(fails_well(connected)))))
+        decorated = as_json_option(fails_well(connected))
+        return main.command(name)(url_option(key_option(key_file_option(ca_option(decorated)))))
 
     return decorate
+
+
+def _key_in(file: str) -> str:
+    """The key in the first line of a file. Raises InvalidRequest."""
+    from modelops.api.errors import InvalidRequest
+
+    typed = click.get_current_context().get_parameter_source("api_key")
+    if typed is click.core.ParameterSource.COMMANDLINE:  # a file wins over the variable, as all options do
+        raise InvalidRequest("--api-key and --api-key-file are two ways to give the one key; leave one out")
+    try:
+        if file == "-":
+            found = sys.stdin.readline()
+        else:
+            with Path(file).open(encoding="utf-8", errors="replace") as opened:
+                found = opened.readline(_LONGEST_LINE)
+    except OSError as error:
+        raise InvalidRequest(f"the key's file '{file}' cannot be read: {error.strerror}") from None
+    if not (key := found.strip()):
+        where = "standard input" if file == "-" else f"'{file}'"
+        raise InvalidRequest(f"the first line of {where} is empty: there should be a key")
+    return key
 
 
 def load_settings(config: Path | None, flags: dict[str, object]) -> Settings:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 @click.option("--grpc-port", type=int, help="[default: 7212]")
 @click.option("--zmq-port", type=int, help="[default: 7211]")
 @click.option("--load", multiple=True, metavar="NAME", help="Load this model at the start; may be repeated.")
+@click.option("--tls-cert-file", type=click.Path(path_type=Path), help="Certificate of REST and gRPC (PEM).")
+@click.option("--tls-key-file", type=click.Path(path_type=Path), help="The certificate's key (PEM).")
+@click.option("--client-ca-file", type=click.Path(path_type=Path), help="Authority of client certificates (PEM).")
+@click.option("--curve-file", type=click.Path(path_type=Path), help="Encrypt ZMQ with the key in this file.")
+@click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine although there is no key.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
 @as_json_option
 @fails_well
@@ -41,6 +46,11 @@ def serve(config: Path | None, load: tuple[str, ...], as_json: bool, **flags: An
         "rest_port": "server.rest_port",
         "grpc_port": "server.grpc_port",
         "zmq_port": "server.zmq_port",
+        "tls_cert_file": "tls.cert_file",
+        "tls_key_file": "tls.key_file",
+        "client_ca_file": "tls.client_ca_file",
+        "curve_file": "tls.curve_file",
+        "insecure": "server.insecure",
         "log_level": "log.level",
         "data_dir": "data_dir",
     }
@@ -50,14 +60,16 @@ def serve(config: Path | None, load: tuple[str, ...], as_json: bool, **flags: An
     )
     if settings.log.level != "debug":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)  # it tells each step of each query
 
     import uvloop
 
     from modelops import app
+    from modelops.cli.greeting import banner
     from modelops.store.database import StateFileError
 
     async def ready(running: Running) -> None:
-        click.echo(_addresses_json(running) if as_json else _banner(running, load))
+        click.echo(_addresses_json(running) if as_json else banner(running, load, settings))
 
     try:
         uvloop.run(app.serve(settings, load, ready))
@@ -67,44 +79,6 @@ def serve(config: Path | None, load: tuple[str, ...], as_json: bool, **flags: An
 
 def _addresses_json(running: Running) -> str:
     return json.dumps({"rest": running.rest.address, "grpc": running.grpc.address, "zmq": running.zmq.address})
-
-
-def _banner(running: Running, loaded: tuple[str, ...]) -> str:
-    """Where the coordinator listens, with a call to copy for each."""
-    import shlex
-
-    model = loaded[0] if loaded else "NAME"
-    python = sys.executable
-    with contextlib.suppress(ValueError):
-        python = str(Path(python).relative_to(Path.cwd()))
-    question = "Name three colours."
-    body = json.dumps({"model_name": model, "input_text": question})
-    grpc_code = (
-        "import grpc, model_ops_pb2 as pb, model_ops_pb2_grpc as rpc; "
-        f'print(rpc.ModelOpsStub(grpc.insecure_channel("{running.grpc.address}")).Infer('
-        f'pb.InferenceRequest(model_name="{model}", input_text="{question}", temperature=0.7)).output_text)'
-    )
-    zmq_code = (
-        f'import zmq; s = zmq.Context().socket(zmq.REQ); s.connect("{running.zmq.address}"); '
-        f's.send_json({{"action": "infer", "payload": {body}}}); print(s.recv_json()["result"]["output_text"])'
-    )
-    what = f"serving {', '.join(loaded)}" if loaded else "no model loaded yet: modelops load NAME"
-    return "\n".join(
-        [
-            "",
-            f"ModelOps Coordinator is ready, {what}. Ctrl-C ends it.",
-            "",
-            f"REST  {running.rest.address}   (documentation: {running.rest.address}/docs)",
-            f"  curl {running.rest.address}/inference -H 'Content-Type: application/json' -d {shlex.quote(body)}",
-            "",
-            f"gRPC  {running.grpc.address}",
-            f"  {python} -c {shlex.quote(grpc_code)}",
-            "",
-            f"ZMQ   {running.zmq.address}",
-            f"  {python} -c {shlex.quote(zmq_code)}",
-            "",
-        ]
-    )
 
 
 @main.command()
@@ -132,6 +106,8 @@ def pull(source: str, name: str | None, quiet: bool, config: Path | None, data_d
     parsed = sources.parse(sources.KNOWN.get(source, source))
     name = name or (source if source in sources.KNOWN else parsed.name.removesuffix(".gguf"))
     target = settings.models_dir / parsed.file_name(name)
+    with contextlib.suppress(OSError):  # the fetch tells it
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     present = target.is_file()
     if present and parsed.sha256 and sources.sha256(target) != parsed.sha256:
         present = False

@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from modelops.api.types import ModelEvent, Response
 
+_NO_LIMIT = 10_000  # columns
+
 
 def print_json(answer: Response) -> None:
     """The answer as one line of JSON."""
@@ -18,16 +20,19 @@ def print_json(answer: Response) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows under their columns' names."""
+    """Rows under their columns' names. What does not fit a terminal's line is broken, and never cut off."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _NO_LIMIT  # programs that read lines want a row in one
+    console.print(table)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from modelops.access import STRANGER, Caller
 from modelops.api.errors import InternalError
+from modelops.service.callers import Callers
 from modelops.serving.arrivals import Arrivals
 from modelops.serving.catalog import Catalog
 from modelops.serving.devices import Machine
@@ -23,13 +25,16 @@ class Call:
     """One call as its transport received it.
 
     `received` is when the request had been read, on the performance counter; `timeout_s` is how long its caller will
-    wait, None for "as long as the server lets it".
+    wait, None for "as long as the server lets it". `caller` and `admitted`, the name of the operation that it may
+    perform, are set by `Coordinator.admit` and by nobody else.
     """
 
     request_id: str
     protocol: str
     timeout_s: float | None = None
     received: float = field(default_factory=time.perf_counter)
+    caller: Caller = STRANGER
+    admitted: str = ""
 
     @property
     def latency_ms(self) -> float:
@@ -47,6 +52,7 @@ class Parts:
     pool: Pool
     arrivals: Arrivals
     quantised: Quantised
+    callers: Callers
 
     def deadline(self, call: Call) -> float:
         """When `call` must be answered, on the loop's clock: the caller's own bound or the server's."""

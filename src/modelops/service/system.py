@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import modelops
+from modelops.access import STRANGER
 from modelops.api import types
 from modelops.service.call import Call, Parts
 from modelops.serving.devices import cpu_percent
@@ -22,6 +23,8 @@ class System:
         self._started = time.monotonic()
         #: What each part says of itself; filled by whoever starts the part.
         self.components: dict[str, Callable[[], str]] = {}
+        #: Set at the end: what was accepted is finished, and nobody should send more.
+        self.draining = False
 
     async def status(self, _: Call, __: types.Empty) -> types.SystemStatus:
         """The machine and what runs on it."""
@@ -50,15 +53,27 @@ class System:
             version=modelops.__version__,
         )
 
-    async def health(self, _: Call, __: types.Empty) -> types.HealthResponse:
-        """Healthy while everything serves; degraded while a part or a model does not; unhealthy without any part."""
+    def not_ready(self) -> str:
+        """Why no work should be sent here; empty: it may. A model that fails, or is not loaded, is no reason."""
+        if self.draining:
+            return "the coordinator is shutting down"
+        return "; ".join(f"{name}: {state}" for name, say in self.components.items() if (state := say()) != "healthy")
+
+    async def health(self, call: Call, _: types.Empty) -> types.HealthResponse:
+        """Healthy while everything serves; degraded while a part or a model does not; unhealthy without any part.
+
+        Who shows no key where others need one is told the status only.
+        """
         components = {name: say() for name, say in self.components.items()}
         down = [name for name, state in components.items() if state != "healthy"]
-        failed = [view.version.model_name for view in self._parts.pool.views() if view.status == "failed"]
+        views = self._parts.pool.views()
+        failed = [it.version.model_name for it in views if it.status == "failed" or it.breaker.state != "closed"]
         components["models"] = f"degraded: failed: {', '.join(failed)}" if failed else "healthy"
         status: types.HealthStatus = "healthy"
         if down or failed:
             status = "unhealthy" if len(down) == len(self.components) else "degraded"
+        if call.caller is STRANGER:
+            return types.HealthResponse(status=status, timestamp=datetime.now(UTC))
         return types.HealthResponse(
             status=status, timestamp=datetime.now(UTC), components=components, version=modelops.__version__
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from sqlalchemy import URL, event, text
@@ -23,6 +24,10 @@ async def open_database(file: Path) -> AsyncEngine:
     Raises StateFileError, and leaves the file as it was, where it is damaged or of a newer release.
     """
     file.touch(mode=0o600, exist_ok=True)
+    # Journals that are made get the same mode; those of an earlier day, as a kill leaves them, may be open to others.
+    for each in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+        with contextlib.suppress(FileNotFoundError):
+            each.chmod(0o600)
     engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(file)))
     event.listen(engine.sync_engine, "connect", _configure)
     try:

@@ -48,6 +48,21 @@ memory_estimates = Table(
     Column("at", Float, nullable=False),
 )
 
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("digest", String, nullable=False),  # of the secret; empty: for a client certificate of that name
+    Column("scopes", String, nullable=False),  # between commas
+    Column("priority", String, nullable=False),
+    Column("rate", String, nullable=False, server_default=""),
+    Column("token_rate", String, nullable=False, server_default=""),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+)
+
 #: Each step is the DDL that makes version N+1 of the state file from version N. Steps are never changed once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -67,5 +82,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE memory_estimates (header VARCHAR NOT NULL, settings VARCHAR NOT NULL, device VARCHAR NOT NULL, "
         "computed BIGINT NOT NULL, projected BIGINT NOT NULL, projection VARCHAR NOT NULL, measured BIGINT NOT NULL, "
         "driver BIGINT NOT NULL DEFAULT 0, at FLOAT NOT NULL, PRIMARY KEY (header, settings, device))",
+    ),
+    (
+        "CREATE TABLE keys (id VARCHAR NOT NULL PRIMARY KEY, name VARCHAR NOT NULL, digest VARCHAR NOT NULL, "
+        "scopes VARCHAR NOT NULL, priority VARCHAR NOT NULL, rate VARCHAR NOT NULL DEFAULT '', "
+        "token_rate VARCHAR NOT NULL DEFAULT '', created_at FLOAT NOT NULL, expires_at FLOAT, revoked_at FLOAT)",
     ),
 )
