@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -66,6 +67,27 @@ async def test_all_is_released_at_the_end(tmp_path: Path) -> None:
         for port in ports:
             with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
                 pass
+
+
+@pytest.mark.parametrize("before", ["nothing", "opened to others"])
+async def test_only_the_owner_may_read_what_a_coordinator_keeps(tmp_path: Path, before: str) -> None:
+    names = ("lock", "runtime", "state.db", "state.db-shm", "state.db-wal")
+    data = tmp_path / "data"
+    umask = os.umask(0)
+    try:
+        if before == "opened to others":
+            data.mkdir(mode=0o755)
+            async with running(settings(tmp_path / "killed")):
+                for name in names:  # as a kill leaves them
+                    shutil.copyfile(tmp_path / "killed" / name, data / name)
+            (data / "runtime").write_text("nowhere")
+            assert {(data / name).stat().st_mode & 0o777 for name in names} == {0o666}
+        async with running(settings(data)):
+            modes = {file.name: oct(file.stat().st_mode & 0o777) for file in data.iterdir() if file.is_file()}
+    finally:
+        os.umask(umask)
+    assert modes == dict.fromkeys(names, "0o600")
+    assert data.stat().st_mode & 0o777 == (0o700 if before == "nothing" else 0o755)
 
 
 @pytest.mark.parametrize("transport", ["rest", "grpc", "zmq"])

@@ -9,6 +9,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -21,6 +22,8 @@ from modelops.api.errors import AlreadyLoaded, ModelOpsError
 from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
 from modelops.service import Call, Coordinator, Parts
+from modelops.service.callers import Callers
+from modelops.service.rates import Rates
 from modelops.serving.arrivals import Arrivals
 from modelops.serving.catalog import Catalog
 from modelops.serving.devices import Machine, SimulatedMachine, ThisMachine
@@ -32,15 +35,19 @@ from modelops.serving.sources import Policy
 from modelops.settings import ModelEntry, Settings, SettingsError, load_catalogue
 from modelops.store.database import open_database
 from modelops.store.estimates import EstimateQueries
+from modelops.store.keys import KeyQueries
 from modelops.store.models import ModelQueries
 from modelops.store.residents import ResidentQueries
 from modelops.tasks import Tasks
 from modelops.transports.grpc import GrpcServer
+from modelops.transports.listening import Certificate, CertificateError, Listening, is_loopback, key_pair
 from modelops.transports.rest import RestServer
 from modelops.transports.zmq import ZmqServer
 
 log = logging.getLogger(__name__)
 
+_LOOK_AT_CERTIFICATE_S = 1.0
+_MOST_FILES = 65_536
 _LONGEST_SOCKET_PATH = 100  # of 108 bytes that the kernel takes, less a file's name
 
 
@@ -68,6 +75,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         runtime_dir = stack.enter_context(_runtime_dir(settings.data_dir))
         database = await open_database(settings.data_dir / "state.db")
         stack.push_async_callback(database.dispose)
+        callers = Callers(KeyQueries(database), _rates(settings))
+        stack.push_async_callback(callers.close)
+        await callers.open()
+        listening = _listening(settings)
+        _look_at_exposure(settings, need_keys=callers.need_keys)
         roots = [settings.models_dir, *settings.models.roots]
         settings.models_dir.mkdir(parents=True, exist_ok=True)
         residents = Residents(ResidentQueries(database))
@@ -75,6 +87,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         allow = settings.models.allow_private_sources
         policy = Policy(allow_private=allow, stall_s=settings.models.fetch_stall_s)
         catalog = Catalog(ModelQueries(database), residents.queries, roots, arrivals, _catalogue(settings), policy)
+        stack.push_async_callback(catalog.close)
         await catalog.open()
         machine = _machine(settings)
         stack.push_async_callback(residents.close)
@@ -83,13 +96,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         pool = Pool(settings, catalog, machine, quantised, estimates, runtime_dir, residents.remember)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(arrivals.close)
-        coordinator = Coordinator(Parts(settings, catalog, machine, pool, arrivals, quantised))
+        coordinator = Coordinator(Parts(settings, catalog, machine, pool, arrivals, quantised, callers))
         server = settings.server
-        if server.host not in ("127.0.0.1", "::1", "localhost"):
-            log.warning("listening on %s: whoever reaches it may use it, for there are no keys yet", server.host)
-        rest = RestServer(coordinator, server.host, server.rest_port, server.max_body_bytes)
-        grpc = GrpcServer(coordinator, server.host, server.grpc_port, server.max_body_bytes)
-        zmq = ZmqServer(coordinator, server.host, server.zmq_port, server.max_body_bytes)
+        rest = RestServer(coordinator, listening, server.rest_port)
+        grpc = GrpcServer(coordinator, listening, server.grpc_port)
+        zmq = ZmqServer(coordinator, listening, server.zmq_port)
         transports = (("rest", rest), ("grpc", grpc), ("zmq", zmq))
         for _, transport in transports:
             stack.push_async_callback(transport.stop)  # of all, before any starts: where one fails, the rest end too
@@ -99,11 +110,16 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             except OSError as error:
                 raise StartError(_not_bound(name, transport.address, error)) from None
             coordinator.components[name] = partial(getattr, transport, "state")
+        if listening.certificate:
+            watching = Tasks("certificate")
+            stack.push_async_callback(watching.close)
+            watching.start("watch", _keep_fresh(listening.certificate))
         rows = await residents.queries.all() if settings.models.restore else []
         residents.restore(catalog, pool, rows)
         try:
             yield Running(coordinator, pool, residents, rest, grpc, zmq)
         finally:
+            coordinator.draining = True
             await grpc.drain()
             await arrivals.close()
             await pool.close()  # both before the transports: through them, what is cut short is told so
@@ -114,6 +130,7 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
 
     The models named in `load` are loaded first; `ready` is called when they answer. Raises StartError.
     """
+    _allow_many_files()
     stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     tasks = Tasks("serve")
@@ -135,11 +152,25 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
             "finishing what has been accepted, at most %.0f s; a second signal ends at once",
             settings.server.drain_s,
         )
+        parts.coordinator.draining = True  # who asks for readiness is told first
         await parts.grpc.drain()
-        draining = tasks.start("drain", parts.pool.drain(settings.server.drain_s))
+        draining = tasks.start("drain", _drain(parts.pool, settings))
         hurrying = tasks.start("hurry", at_once.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         await tasks.close()
+
+
+async def _drain(pool: Pool, settings: Settings) -> None:
+    """Finish what was accepted; whoever asks meanwhile is refused, and so knows before its connection is closed."""
+    noticed = asyncio.get_running_loop().time() + settings.server.drain_notice_s
+    await pool.drain(settings.server.drain_s)
+    await asyncio.sleep(max(0.0, noticed - asyncio.get_running_loop().time()))
+
+
+async def _keep_fresh(certificate: Certificate) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_AT_CERTIFICATE_S)
+        certificate.refresh()
 
 
 async def _get_ready(
@@ -160,12 +191,19 @@ async def _get_ready(
     return None
 
 
+def _allow_many_files() -> None:
+    """A connection is an open file: as many as the system lets us, where less is what a shell begins with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _MOST_FILES) if hard > 0 else _MOST_FILES, hard))
+
+
 @contextlib.contextmanager
 def _only_one(data_dir: Path) -> Iterator[None]:
     """Hold the data folder: two coordinators would both believe that they are the one writer of its state."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = _open(data_dir / "lock", os.O_RDWR)
     except OSError as error:
         raise StartError(
             f"the data folder {data_dir} cannot be used: {error.strerror}; choose one with data_dir"
@@ -183,6 +221,13 @@ def _only_one(data_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _open(file: Path, flags: int) -> int:
+    """Open or make a file that only its owner may read, also where it was left open to others."""
+    handle = os.open(file, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)
+    return handle
+
+
 @contextlib.contextmanager
 def _runtime_dir(data_dir: Path) -> Iterator[Path]:
     """A short folder for the engines' sockets; what a killed predecessor left behind goes first."""
@@ -197,12 +242,64 @@ def _runtime_dir(data_dir: Path) -> Iterator[Path]:
     if len(str(folder)) > _LONGEST_SOCKET_PATH:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="modelops-", dir="/tmp"))
-    note.write_text(str(folder))
+    with os.fdopen(_open(note, os.O_WRONLY | os.O_TRUNC), "w") as written:
+        written.write(str(folder))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         note.unlink(missing_ok=True)
+
+
+def _listening(settings: Settings) -> Listening:
+    server, tls = settings.server, settings.tls
+    if bool(tls.cert_file) != bool(tls.key_file):
+        raise StartError("tls.cert_file and tls.key_file belong together: give both, or none")
+    if tls.client_ca_file and not tls.cert_file:
+        raise StartError("tls.client_ca_file is for clients' certificates, which take tls.cert_file and tls.key_file")
+    try:
+        certificate = None
+        if tls.cert_file and tls.key_file:
+            certificate = Certificate(tls.cert_file, tls.key_file, tls.client_ca_file)
+        pair = key_pair(tls.curve_file) if tls.curve_file else None
+    except CertificateError as error:
+        raise StartError(str(error)) from None
+    return Listening(
+        host=server.host,
+        max_body_bytes=server.max_body_bytes,
+        max_connections=server.max_connections,
+        client_timeout_s=server.client_timeout_s,
+        idle_timeout_s=server.idle_timeout_s,
+        certificate=certificate,
+        key_pair=pair,
+    )
+
+
+def _look_at_exposure(settings: Settings, *, need_keys: bool) -> None:
+    """Whether what is open may be open; what crosses a network unencrypted is at least said. Raises StartError."""
+    host = settings.server.host
+    if is_loopback(host):
+        return
+    if not need_keys:
+        if not settings.server.insecure:
+            raise StartError(
+                f"{host} can be reached from other machines, and there is no key: whoever reaches it could use it. "
+                "Make a key with 'modelops keys create NAME', or say --insecure if that is meant"
+            )
+        log.warning("listening on %s without keys: whoever reaches it may use it", host)
+    if not settings.tls.cert_file:
+        log.warning(
+            "listening on %s without a certificate: keys and prompts can be read on the way (docs/security.md)", host
+        )
+    if not settings.tls.curve_file:
+        log.warning("listening on %s, and ZMQ is not encrypted: 'modelops keys curve' makes a key for it", host)
+
+
+def _rates(settings: Settings) -> Rates:
+    try:
+        return Rates(settings.rates.redis_url)
+    except ValueError as error:
+        raise StartError(str(error)) from None
 
 
 def _catalogue(settings: Settings) -> dict[str, ModelEntry]:

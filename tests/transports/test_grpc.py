@@ -15,6 +15,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import model_ops_pb2 as pb
 from contract.wires import Grpc, refusal
@@ -105,6 +106,61 @@ def test_deadlines_that_pass_while_the_refusal_is_sent_are_no_errors_of_ours(ste
                 grpc.StatusCode.UNAVAILABLE,  # more wait than may
             }
     assert "Traceback" not in steady.log.read_text()
+
+
+def test_callers_who_go_while_a_chunk_is_sent_are_no_errors_of_ours(steady: Served) -> None:
+    request = pb.WatchModelRequest(model_name="steady").SerializeToString()  # of a model at rest: one chunk
+    with grpc.insecure_channel(steady.grpc) as channel:
+        watch: Any = channel.unary_stream("/ModelOps/WatchModel", None, None)
+        for _ in range(60):  # some of six thousand go just then
+            calls = [watch(request, timeout=0.001 + number * 0.0005) for number in range(100)]
+            assert {call.code() for call in calls} <= {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert "Traceback" not in steady.log.read_text()
+
+
+def test_callers_who_are_gone_when_told_that_there_is_no_such_method_are_no_errors(steady: Served) -> None:
+    with grpc.insecure_channel(steady.grpc) as channel:
+        ask: Any = channel.unary_unary("/ModelOps/Dance", None, None)
+        for _ in range(4):  # some of a hundred are gone just then
+            calls = [ask.future(b"", timeout=0.001) for _ in range(500)]
+            assert {call.code() for call in calls} <= {
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.UNIMPLEMENTED,
+                grpc.StatusCode.UNAVAILABLE,  # more streams than one connection may have
+            }
+    assert "Traceback" not in steady.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_the_librarys_own_services_refuse_what_is_no_request(method: str, steady: Served) -> None:
+    with grpc.insecure_channel(steady.grpc) as channel:
+        ask: Any = channel.stream_stream(f"/{method}", None, None)  # a single message is a short stream
+        for raw, code in (
+            (b"\xff\xff", "invalid_request"),
+            (b"\x0a\x01\xff", "invalid_request"),
+            (b"x" * 2**21, "too_large"),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                list(ask(iter([raw]), timeout=10))
+            answer = refusal(error.value)
+            assert (answer.code, answer.request_id != "") == (code, True)
+    assert "Traceback" not in steady.log.read_text()
+
+
+def test_reflection_names_the_services(steady: Served) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="*")
+    with grpc.insecure_channel(steady.grpc) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+    services = {service.name for service in answer.list_services_response.service}
+    assert services == {"ModelOps", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
 def test_a_second_coordinator_on_the_port_is_refused(steady: Served, tmp_path: Path) -> None:

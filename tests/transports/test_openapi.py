@@ -10,7 +10,7 @@ from openapi_schema_validator import OAS30Validator
 
 from modelops.api.operations import OPERATIONS, Operation
 from modelops.api.planned import PLANNED
-from modelops.transports import rest
+from modelops.transports import problems
 from modelops.transports.openapi import document
 
 
@@ -27,21 +27,56 @@ def test_an_operation_is_described_with_its_errors_and_parameters(operation: Ope
     route = operation.route
     described = document()["paths"][route.path][route.method.lower()]
     assert described["operationId"] == operation.name
-    errors = {str(rest.STATUS[code]) for code in (*operation.errors, "internal")}
+    door = ("unauthenticated", "permission_denied", *(["rate_limited"] if operation.scope else []))
+    errors = {str(problems.STATUS[code]) for code in (*operation.errors, *door, "invalid_request", "internal")}
     assert errors == {status for status in described["responses"] if int(status) >= 400}
     assert str(route.status) in described["responses"]
     assert ("202" in described["responses"]) is ("wait" in route.query)
     assert ("200" in described["responses"]) is (route.status == 200 or "dry_run" in route.query)
     assert {item["name"] for item in described["parameters"] if item["in"] == "query"} == set(route.query)
     assert ("requestBody" in described) is (route.method == "POST")
-    for status in ("429", "503"):
-        assert "Retry-After" in described["responses"].get(status, {"headers": ["Retry-After"]})["headers"]
+    for status, header in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
+        assert status not in described["responses"] or described["responses"][status]["headers"][header]["required"]
 
 
 def test_every_route_is_described_and_no_other() -> None:
     routes = {(operation.route.path, operation.route.method.lower()) for operation in OPERATIONS}
     planned = {(item.path, item.method.lower()) for item in PLANNED}
-    assert {(path, method) for path, item in document()["paths"].items() for method in item} == routes | planned
+    probes = {("/health/live", "get"), ("/health/ready", "get")}
+    assert {
+        (path, method) for path, item in document()["paths"].items() for method in item
+    } == routes | planned | probes
+
+
+def test_a_key_is_wanted_in_either_header_wherever_one_is_needed() -> None:
+    told = document()
+    either: list[dict[str, list[str]]] = [{"ApiKeyAuth": []}, {"BearerAuth": []}]
+    assert told["security"] == either
+    assert {name for wanted in either for name in wanted} == set(told["components"]["securitySchemes"])
+    others = {
+        path: described["security"]
+        for path, item in told["paths"].items()
+        for described in item.values()
+        if "security" in described
+    }
+    # Without a key health tells less; the probes know no keys.
+    assert others == {"/health": [{}, *either], "/health/live": [], "/health/ready": []}
+
+
+def test_what_a_stream_brings_is_described() -> None:
+    assert {"InferenceChunk", "ModelEvent"} <= set(document()["components"]["schemas"])
+
+
+def test_texts_and_times_are_described_as_they_are_checked() -> None:
+    schemas = document()["components"]["schemas"]
+    for schema, right, wrong in (
+        (schemas["InferenceRequest"]["properties"]["input_text"], "a\nb", "a\0b"),
+        (schemas["InferenceRequest"]["properties"]["stop_sequences"]["items"], "\n", "\0"),
+        (schemas["ModelLoadRequest"]["properties"]["model_name"], "a:b", "a b"),
+        (schemas["EmbedRequest"]["properties"]["keep_alive"], "1h30m", "soon"),
+    ):
+        assert OAS30Validator(schema).is_valid(right)
+        assert not OAS30Validator(schema).is_valid(wrong)
 
 
 def test_no_word_of_json_schema_is_left_that_openapi_3_0_does_not_know() -> None:

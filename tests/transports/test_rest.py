@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from bad_clients import PREFACE, connect, http_request
 from modelops.api.operations import OPERATIONS
 from modelops.api.planned import PLANNED
-from support import Served, wait_until
+from support import Served, serving, tiny_gguf, wait_until
 
 ASKED = {"model_name": "steady", "input_text": "Hello", "max_tokens": 2}
 
@@ -198,6 +203,137 @@ def test_a_head_without_end_is_refused_and_the_rest_is_served(steady: Served) ->
     assert httpx.get(f"{steady.rest}/health").status_code == 200
 
 
+CHUNKED = (
+    b"POST /inference HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (b"2\r\n{}\r\n0\r\n", b"X-Long: " + b"x" * 8182 + b"\r\n"),
+        (b"2\r\n{}\r\n0\r\nX-Long: ", b"x" * 8192),
+        (b"2;ext=", b"x" * 8192),
+    ],
+    ids=["trailers", "a trailer", "beside a chunk's length"],
+)
+def test_what_is_neither_head_nor_body_and_has_no_end_is_hung_up_on(
+    begins: bytes, goes_on: bytes, steady: Served
+) -> None:
+    with pytest.raises(OSError, match=r"(?i)pipe|reset"), connect(steady.rest) as client:
+        client.sendall(CHUNKED + begins)
+        for _ in range(4096):  # 32 MB
+            client.sendall(goes_on)
+
+
+def one_answer(client: socket.socket) -> bytes:
+    """Head and body of the next answer, which has a Content-Length."""
+    with client.makefile("rb") as read:
+        head = b"".join(iter(read.readline, b"\r\n"))
+        length = re.search(rb"(?im)^content-length: (\d+)\r$", head)
+        assert length, head
+        return head + b"\r\n" + read.read(int(length[1]))
+
+
+def test_a_request_with_trailers_is_served(steady: Served) -> None:
+    body = json.dumps(ASKED).encode()
+    chunks = b"%x;ext=1\r\n%b\r\n0\r\nX-Api-Key: no\r\nX-Request-Id: none\r\n\r\n" % (len(body), body)
+    with connect(steady.rest) as client:
+        client.sendall(CHUNKED + chunks)
+        answer = one_answer(client)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"w0 w1 " in answer
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def answers(address: str, asked: bytes) -> int:
+    """How many answers come, until the other side hangs up or has answered a last request that asks it to."""
+    received = b""
+    with connect(address) as client, contextlib.suppress(ConnectionError):
+        client.sendall(asked + HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        while piece := client.recv(65536):
+            received += piece
+    return received.count(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_few_requests_are_answered_that_were_sent_ahead_and_not_thousands(steady: Served) -> None:
+    assert answers(steady.rest, HEALTH * 15) == 16
+    assert answers(steady.rest, HEALTH * 5000) < 20
+    assert httpx.get(f"{steady.rest}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x16\x03\x01\x02\0\1",
+        PREFACE,
+        HEALTH.replace(b"HTTP/1.1", b"HTTP/1.1 \0"),
+        CHUNKED + b"xyz\r\n",
+    ],
+    ids=["TLS", "HTTP/2", "NUL", "no chunk"],
+)
+def test_what_is_not_http_is_refused_as_everything_else_is(said: bytes, steady: Served) -> None:
+    with connect(steady.rest) as client:
+        client.sendall(said)
+        head, _, body = one_answer(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["code"] == "invalid_request"
+
+
+def test_who_would_rather_speak_http_2_is_answered_in_http_1_and_nobody_warned(steady: Served) -> None:
+    wish = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+    with httpx.Client(base_url=steady.rest, headers=wish) as client:
+        assert client.get("/health").status_code == 200
+        for _ in range(2):
+            assert client.post("/inference", json=ASKED).json()["output_text"] == "w0 w1 "
+    fields = "".join(f"{name}: {value}\r\n" for name, value in wish.items()).encode()
+    assert answers(steady.rest, HEALTH.replace(b"Host:", fields + b"Host:") * 15) == 16
+    log = steady.log.read_text()
+    assert "upgrade" not in log
+    assert "pip install" not in log
+
+
+@pytest.mark.parametrize("host", [b"a/b", b"a?b", b"[", b"\xff", b"localhost:port", b""])
+def test_a_path_that_is_not_there_is_told_so_whatever_the_host_is(host: bytes, steady: Served) -> None:
+    with connect(steady.rest) as client:
+        client.sendall(b"GET /nowhere HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        answer = one_answer(client)
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"'/nowhere'" in answer
+
+
+def test_the_page_is_shown_in_no_frame_and_nothing_taken_for_what_it_is_not(http: httpx.Client) -> None:
+    page = http.get("/docs").headers
+    assert page["content-security-policy"] == "frame-ancestors 'none'"
+    assert page["x-frame-options"] == "DENY"
+    for path in ("/docs", "/docs/assets/swagger-ui.css", "/openapi.json", "/health", "/health/live", "/nowhere"):
+        assert http.get(path).headers["x-content-type-options"] == "nosniff"
+    assert http.post("/inference", json=ASKED | {"stream": True}).headers["x-content-type-options"] == "nosniff"
+
+
+def test_while_it_ends_each_answer_is_the_last_of_its_connection(tmp_path: Path) -> None:
+    links = [("m", tiny_gguf(tmp_path / "tiny"))]
+    with (
+        serving(tmp_path / "data", links=links, load=["m"], fake={"token_s": 0.02}) as served,
+        connect(served.rest) as busy,
+    ):
+        busy.sendall(http_request({"model_name": "m", "input_text": "Hello", "max_tokens": 2000, "stream": True}))
+        assert busy.recv(12) == b"HTTP/1.1 200"
+        with httpx.Client(base_url=served.rest) as client:
+            assert "connection" not in client.get("/health").headers
+            served.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: client.get("/health/ready").status_code == 503)
+            for path in ("/health", "/health/live", "/health/ready", "/goals/1", "/nowhere", "/docs", "/openapi.json"):
+                assert client.get(path).headers["connection"] == "close", path
+            assert client.post("/inference", json=ASKED).headers["connection"] == "close"
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(15) == 0
+
+
 def test_a_large_body_on_a_kept_connection_is_no_head(steady: Served) -> None:
     with httpx.Client(base_url=steady.rest) as client:
         for _ in range(3):
@@ -209,3 +345,24 @@ def test_a_hundred_thousand_unknown_fields_are_refused_in_few_words(steady: Serv
     answer = httpx.post(f"{steady.rest}/inference", json={f"f{number}": 0 for number in range(60_000)})
     assert answer.status_code == 400
     assert len(answer.content) < 4096
+
+
+# --- names ---
+def test_without_keys_a_page_of_the_web_is_not_taken_for_a_program_of_this_machine(steady: Served) -> None:
+    port = steady.rest.rpartition(":")[2]
+    for name in (
+        "evil.example",
+        f"evil.example:{port}",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+    ):
+        answer = httpx.get(f"{steady.rest}/models", headers={"Host": name})
+        assert answer.status_code == 403
+        assert answer.json()["code"] == "permission_denied"
+        assert "modelops keys create" in answer.json()["detail"]
+        assert httpx.get(f"{steady.rest}/health", headers={"Host": name}).status_code == 403
+        assert httpx.get(f"{steady.rest}/health/ready", headers={"Host": name}).status_code == 204
+    assert httpx.get(f"{steady.rest}/models", headers={"Host": "["}).status_code == 400
+    for name in ("localhost", f"LOCALHOST:{port}", "127.0.0.1", f"127.0.0.2:{port}", "[::1]", f"[::1]:{port}"):
+        assert httpx.get(f"{steady.rest}/models", headers={"Host": name}).status_code == 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 import zmq
 
+from bad_clients import closed_after
 from support import Served, wait_until
 
 Socket = zmq.Socket[bytes]
@@ -133,6 +136,35 @@ def test_cancel_ends_the_callers_own_request_and_no_others(steady: Served, conne
     assert answer["success"]
 
 
+def test_cancel_counts_those_that_get_no_answer_and_each_once(steady: Served, connect: Connect) -> None:
+    """Of a burst some are answered already, others cancelled already, when a cancel is read."""
+    socket, requests, cancels = connect(), 0, 0
+    for number in range(300):
+        asked = number % 3 == 0
+        send(socket, "same", {}, action="health") if asked else send(
+            socket, "c", {"request_id": "same"}, action="cancel"
+        )
+        requests, cancels = requests + asked, cancels + (not asked)
+    told: list[dict[str, Any]] = []
+    while sum(answer["request_id"] == "c" for answer in told) < cancels:
+        told.append(receive(socket))
+    send(socket, "last", {}, action="health")
+    while (answer := receive(socket))["request_id"] != "last":
+        told.append(answer)
+    cancelled = sum(answer["result"]["cancelled"] for answer in told if answer["request_id"] == "c")
+    assert cancelled + sum(answer["request_id"] == "same" for answer in told) == requests
+
+
+def test_cancel_ends_nothing_that_comes_after_it(steady: Served, connect: Connect) -> None:
+    socket = connect()
+    for number in range(100):  # several are read at once
+        send(socket, "c", {"request_id": f"r{number}"}, action="cancel")
+        send(socket, f"r{number}", {}, action="health")
+    answers = [receive(socket) for _ in range(200)]
+    assert {f"r{number}" for number in range(100)} == {answer["request_id"] for answer in answers} - {"c"}
+    assert all(answer["result"] == {"cancelled": 0} for answer in answers if answer["request_id"] == "c")
+
+
 def test_cancel_of_what_is_not_running_cancels_nothing(steady: Served, connect: Connect) -> None:
     socket = connect()
     send(socket, "c", {"request_id": "c"}, action="cancel")
@@ -168,11 +200,11 @@ def test_a_message_over_the_librarys_limit_costs_its_own_connection_only(steady:
     assert receive(other)["success"]
 
 
-def test_a_peer_of_the_first_protocol_harms_nobody(steady: Served) -> None:
+def test_a_peer_of_the_first_protocol_is_hung_up_on_and_harms_nobody(steady: Served) -> None:
     host, port = steady.zmq.removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as old:
         old.sendall(b"\x01\x00\x01\x01\x03\x00hi")  # ZMTP 1.0: an identity, then a message
-        wait_until(lambda: "first ZMQ protocol" in steady.log.read_text(), what="the message's arrival")
+        closed_after(old, 10)
     assert httpx.get(f"{steady.rest}/health").json()["components"]["zmq"] == "healthy"
     with zmq.Context() as context, context.socket(zmq.REQ) as asked:
         asked.setsockopt(zmq.RCVTIMEO, 10_000)
@@ -180,3 +212,50 @@ def test_a_peer_of_the_first_protocol_harms_nobody(steady: Served) -> None:
         asked.connect(steady.zmq)
         asked.send_json({"action": "health"})
         assert json.loads(asked.recv())["success"]
+
+
+# --- who asks and does not read ---
+def test_who_asks_without_reading_holds_nobody_up_and_is_hung_up_on(steady: Served) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as flood, context.socket(zmq.REQ) as other:
+        for made in (flood, other):
+            made.linger = 0
+            made.connect(steady.zmq)
+        flood.rcvhwm, flood.rcvbuf = 1, 2048
+        flood.sndhwm = 0
+        with hanging_up(flood) as gone:
+            for number in range(20_000):
+                flood.send_json({"action": "list_models", "payload": {"all": True}, "request_id": str(number)})
+            began = time.monotonic()
+            for _ in range(20):
+                other.send_json({"action": "health"})
+                assert other.poll(5000)
+                other.recv_json()
+            assert time.monotonic() - began < 10
+            assert gone.poll(20_000), "it is still connected"
+
+
+def test_what_comes_back_with_every_answer_is_bounded(steady: Served) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as asked:
+        asked.linger = 0
+        asked.connect(steady.zmq)
+        asked.send_multipart([b"x"] * 8 + [b"", b'{"action": "health"}'])
+        assert asked.poll(5000)
+        assert asked.recv_multipart()[:9] == [b"x"] * 8 + [b""]
+        with hanging_up(asked) as gone:
+            for envelope in ([b"x" * 5000], [b"x"] * 20):
+                asked.send_multipart([*envelope, b"", b'{"action": "health"}'])
+                assert gone.poll(5000), "it is still connected"
+                gone.recv_multipart()
+        asked.send_multipart([b"", b'{"action": "health"}'])
+        assert asked.poll(5000)
+
+
+@contextlib.contextmanager
+def hanging_up(asked: zmq.Socket[bytes]) -> Iterator[zmq.Socket[bytes]]:
+    """Tells when the other side has ended the connection."""
+    monitor = asked.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    try:
+        yield monitor
+    finally:
+        asked.disable_monitor()
+        monitor.close(0)

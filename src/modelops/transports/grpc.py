@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 # Engines are started by fork and exec, to which the library's own fork handlers only object.
@@ -19,14 +20,26 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 import model_ops_pb2 as pb
 from modelops.api.errors import AlreadyLoaded, InvalidRequest, ModelOpsError, TooLarge
 from modelops.api.operations import OPERATIONS, Operation
 from modelops.api.types import Response
-from modelops.service import Call, Coordinator, internal
+from modelops.service import Call, Coordinator, Credentials, internal
+from modelops.transports.listening import Certificate, Listening
+
+log = logging.getLogger(__name__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether the library logs more than that a caller had gone before it was told that there is no such method."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, grpc.aio.InternalError)
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 #: The table from codes to gRPC statuses. AlreadyLoaded, a conflict too, is ALREADY_EXISTS.
 STATUS: dict[str, grpc.StatusCode] = {
@@ -51,6 +64,14 @@ DOMAIN = "modelops"
 _ZERO_COUNTS = {"temperature"}
 #: What the library itself refuses. Between our own limit and this one a request is read, and refused with its reason.
 _HARD_LIMIT = 64 * 2**20
+#: What a connection may do: so many streams at once. A peer that is gone is noticed, and one that asks nothing ends.
+_BOUNDS = {
+    "grpc.max_concurrent_streams": 1000,
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.max_connection_idle_ms": 600_000,
+}
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -58,10 +79,10 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 class GrpcServer:
     """Listens on one address; `start` returns when it accepts calls, `stop` when the last has ended."""
 
-    def __init__(self, coordinator: Coordinator, host: str, port: int, max_body_bytes: int) -> None:
-        self._host = f"[{host}]" if ":" in host else host
+    def __init__(self, coordinator: Coordinator, listening: Listening, port: int) -> None:
+        self._host = f"[{listening.host}]" if ":" in listening.host else listening.host
         self._port = port
-        self._max_body_bytes = max_body_bytes
+        self._listening = listening
         self._coordinator = coordinator
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
@@ -82,14 +103,20 @@ class GrpcServer:
             options=[
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a helper
                 ("grpc.max_receive_message_length", _HARD_LIMIT),
+                ("grpc.max_allowed_incoming_connections", self._listening.max_connections),
+                ("grpc.server_handshake_timeout_ms", int(self._listening.client_timeout_s * 1000)),
+                *_BOUNDS.items(),
             ]
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        for service, handlers in self._theirs().items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         try:
-            self._port = server.add_insecure_port(f"{self._host}:{self._port}")
+            address, certificate = f"{self._host}:{self._port}", self._listening.certificate
+            if certificate:
+                self._port = server.add_secure_port(address, _credentials(certificate))
+            else:
+                self._port = server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(str(error)) from None
         await server.start()
@@ -117,22 +144,50 @@ class GrpcServer:
                 handlers[rpc] = grpc.unary_unary_rpc_method_handler(self._unary(operation, rpc, implied))
             if operation.stream_rpc and operation.stream:
                 handlers[operation.stream_rpc] = grpc.unary_stream_rpc_method_handler(
-                    self._stream(operation, operation.stream_rpc, operation.stream.method)
+                    self._stream(operation, operation.stream_rpc)
                 )
         return handlers
+
+    def _theirs(self) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+        """The services that the library brings. They do not decode either: to it, what it cannot is a fault of ours."""
+        asks, says = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse.SerializeToString
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflect = reflection.aio.ReflectionServicer((SERVICE, health_name, reflection.SERVICE_NAME))
+
+        def checking(perform: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[[bytes, _Context], Awaitable[Any]]:
+            async def handle(raw: bytes, context: _Context) -> Any:
+                return await perform(await self._read(asks, raw, context), context)
+
+            return handle
+
+        async def reflecting(raws: AsyncIterator[bytes], context: _Context) -> AsyncIterator[Any]:
+            wanted = (await self._read(reflection_pb2.ServerReflectionRequest, raw, context) async for raw in raws)
+            async for answer in reflect.ServerReflectionInfo(wanted, context):
+                yield answer
+
+        told = reflection_pb2.ServerReflectionResponse.SerializeToString
+        return {
+            health_name: {
+                "Check": grpc.unary_unary_rpc_method_handler(checking(self._health.Check), None, says),
+                "Watch": grpc.unary_stream_rpc_method_handler(checking(self._health.Watch), None, says),
+            },
+            reflection.SERVICE_NAME: {
+                "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(reflecting, None, told)
+            },
+        }
 
     # The handlers take and return bytes: decoding is ours, so that what cannot be decoded is refused as documented.
     def _unary(
         self, operation: Operation, rpc: str, implied: Mapping[str, Any]
     ) -> Callable[[bytes, _Context], Awaitable[bytes]]:
-        method = getattr(self._coordinator, operation.name)
         takes, gives = _messages(rpc)
 
         async def handle(raw: bytes, context: _Context) -> bytes:
             call = _call(context)
             try:
+                call = await self._coordinator.admit(call, operation, _shown(context))
                 request = operation.request.parse({**self._decode(takes, raw), **implied})
-                return _encode(gives, await method(call, request))
+                return _encode(gives, await self._coordinator.perform(call, operation, request))
             except ModelOpsError as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
@@ -141,18 +196,17 @@ class GrpcServer:
 
         return handle
 
-    def _stream(
-        self, operation: Operation, rpc: str, method: str
-    ) -> Callable[[bytes, _Context], AsyncGenerator[bytes]]:
+    def _stream(self, operation: Operation, rpc: str) -> Callable[[bytes, _Context], Awaitable[None]]:
         takes, gives = _messages(rpc)
 
-        async def handle(raw: bytes, context: _Context) -> AsyncGenerator[bytes]:
+        async def handle(raw: bytes, context: _Context) -> None:
             call = _call(context)
             try:
-                request: Any = operation.request.parse(self._decode(takes, raw))
-                async with contextlib.aclosing(getattr(self._coordinator, method)(call, request)) as chunks:
+                call = await self._coordinator.admit(call, operation, _shown(context))
+                request = operation.request.parse(self._decode(takes, raw))
+                async with contextlib.aclosing(self._coordinator.chunks(call, operation, request)) as chunks:
                     async for chunk in chunks:
-                        yield _encode(gives, chunk)
+                        await self._write(context, _encode(gives, chunk))
                 return
             except ModelOpsError as error:
                 failure = error
@@ -162,16 +216,59 @@ class GrpcServer:
 
         return handle
 
-    def _decode(self, kind: type[Message], raw: bytes) -> dict[str, Any]:
-        if len(raw) > self._max_body_bytes:
-            raise TooLarge(f"the request is over {self._max_body_bytes} bytes")
+    async def _write(self, context: _Context, message: bytes) -> None:
+        """Send, for clients that read: the call of one that takes nothing for too long is ended."""
         try:
-            message = kind.FromString(raw)
+            async with asyncio.timeout(self._listening.client_timeout_s):
+                await context.write(message)
+        except TimeoutError:
+            log.info("a gRPC client has read nothing for %.0f s: its call is ended", self._listening.client_timeout_s)
+            raise asyncio.CancelledError from None
+        except grpc.aio.InternalError:  # its caller has gone just now
+            raise asyncio.CancelledError from None
+
+    def _decode(self, kind: type[Message], raw: bytes) -> dict[str, Any]:
+        return _fields(self._parsed(kind, raw))
+
+    async def _read(self, kind: type[Message], raw: bytes, context: _Context) -> Message:
+        """The message, for a service that is not ours; ends the call where it is none."""
+        try:
+            return self._parsed(kind, raw)
+        except ModelOpsError as error:
+            await _abort(context, _call(context), error)
+
+    def _parsed(self, kind: type[Message], raw: bytes) -> Message:
+        if len(raw) > self._listening.max_body_bytes:
+            raise TooLarge(f"the request is over {self._listening.max_body_bytes} bytes")
+        try:
+            return kind.FromString(raw)
         except DecodeError:
             raise InvalidRequest(
                 f"the request is no valid {kind.DESCRIPTOR.name}, or a text in it is not UTF-8"
             ) from None
-        return _fields(message)
+
+
+def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
+    """With an authority for clients a certificate is required of them: the library cannot ask and do without."""
+
+    def present(key: bytes, chain: bytes) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=certificate.client_ca)
+
+    presented = certificate.pair
+
+    def exchanged() -> grpc.ServerCertificateConfiguration | None:
+        """Asked at each handshake, in a thread of the library: the certificate, where it is another one by now."""
+        nonlocal presented
+        if certificate.pair is presented:
+            return None
+        presented = certificate.pair
+        return present(*presented)
+
+    return grpc.dynamic_ssl_server_credentials(
+        present(*presented),
+        exchanged,  # type: ignore[arg-type] # None is documented: no change
+        require_client_authentication=certificate.client_ca is not None,
+    )
 
 
 def _messages(rpc: str) -> tuple[type[Message], type[Message]]:
@@ -213,6 +310,16 @@ def _call(context: _Context) -> Call:
     call = Call(str(given) if usable else uuid.uuid4().hex, "grpc", timeout_s=remaining)
     context.set_trailing_metadata((("x-request-id", call.request_id),))
     return call
+
+
+def _shown(context: _Context) -> Credentials:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    key = metadata.get("x-api-key", "")
+    if not key:
+        scheme, _, given = metadata.get("authorization", "").partition(" ")
+        key = given.strip() if scheme.lower() == "bearer" else ""
+    names = list(context.auth_context().get("x509_common_name", ()))
+    return Credentials(key, names[0].decode("utf-8", "replace") if names else "")
 
 
 async def _abort(context: _Context, call: Call, error: ModelOpsError) -> NoReturn:

@@ -16,7 +16,7 @@ from modelops.api.types import Request
 STATUS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "Invalid request"),
     "unauthenticated": (401, "No key, or a wrong one"),
-    "permission_denied": (403, "The key lacks the scope"),
+    "permission_denied": (403, "The key lacks the scope; or, without keys, the caller is no program of this machine"),
     "not_found": (404, "Model not found"),
     "conflict": (409, "Model already loaded, or in a state that does not allow this"),
     "too_large": (413, "Request too large"),
@@ -35,7 +35,21 @@ _SUCCESS = {
     "load_model": "Model loaded successfully",
     "unload_model": "Model unloaded successfully",
 }
+#: Either header holds the key.
+_KEY: list[dict[str, list[str]]] = [{"ApiKeyAuth": []}, {"BearerAuth": []}]
+#: For whoever watches over a coordinator: path → what a 204 says, and when it answers 503 instead.
+_PROBES = {
+    "/health/live": ("Whether the process lives", ""),
+    "/health/ready": ("Whether work may be sent here", "Not now: it is shutting down, or a part of it does not serve"),
+}
 _NULL = {"type": "object", "nullable": True, "enum": [None]}
+_RETRY_AFTER = {"description": "Seconds to wait", "required": True, "schema": {"type": "integer", "minimum": 1}}
+#: The headers that come with a status.
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"description": "How to show a key", "required": True, "schema": {"type": "string"}}},
+    429: {"Retry-After": _RETRY_AFTER},
+    503: {"Retry-After": _RETRY_AFTER},
+}
 _PROBLEM = {
     "type": "object",
     "description": "RFC 9457 problem details. `success` and `error_message` are there for clients that only know "
@@ -63,6 +77,8 @@ def document() -> dict[str, Any]:
         paths.setdefault(operation.route.path, {})[operation.route.method.lower()] = _operation(operation)
     for planned in PLANNED:
         paths.setdefault(planned.path, {})[planned.method.lower()] = _planned(planned)
+    for path, (summary, why_not) in _PROBES.items():
+        paths[path] = {"get": _probe(path, summary, why_not)}
     return {
         "openapi": "3.0.3",
         "info": {
@@ -75,10 +91,13 @@ def document() -> dict[str, Any]:
             {"url": "https://moc.company.com:8008", "description": "Production server"},
             {"url": "http://localhost:8008", "description": "Development server"},
         ],
-        "security": [{"ApiKeyAuth": []}],
+        "security": _KEY,
         "paths": paths,
         "components": {
-            "securitySchemes": {"ApiKeyAuth": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+            "securitySchemes": {
+                "ApiKeyAuth": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "BearerAuth": {"type": "http", "scheme": "bearer"},
+            },
             "schemas": _schemas(),
         },
     }
@@ -107,8 +126,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "tags": list(operation.tags),
         "parameters": list(_parameters(operation)),
-        "responses": responses | _errors(operation.errors),
+        "responses": responses | _errors((*operation.errors, "invalid_request", *_at_the_door(operation.scope))),
     }
+    if operation.scope is None:
+        described["security"] = [{}, *_KEY]  # without one it tells less
     if route.method == "POST":
         described["requestBody"] = _body(operation.request)
     return described
@@ -122,13 +143,32 @@ def _planned(planned: Planned) -> dict[str, Any]:
         content = {"application/json": {"schema": {"type": "array", "items": one} if planned.many else one}}
     success = {"description": planned.description, "content": content}
     described: dict[str, Any] = {
+        "operationId": planned.name,
         "summary": planned.summary,
         "tags": ["planned"],
-        "responses": {str(planned.status): success} | _errors(("not_implemented",)),
+        "responses": {str(planned.status): success} | _errors(("not_implemented", *_at_the_door(planned.scope))),
     }
     if planned.request:
         described["requestBody"] = _body(planned.request)
     return described
+
+
+def _probe(path: str, summary: str, why_not: str) -> dict[str, Any]:
+    responses: dict[str, Any] = {"204": {"description": "Yes"}}
+    if why_not:
+        responses["503"] = _error(503, why_not)
+    return {
+        "operationId": path.strip("/").replace("/", "_"),
+        "summary": summary,
+        "tags": ["system"],
+        "security": [],
+        "responses": responses,
+    }
+
+
+def _at_the_door(scope: str | None) -> tuple[str, ...]:
+    """What every caller of an operation may meet; where nobody needs a key, a wrong one is still told."""
+    return ("unauthenticated", "permission_denied", *(() if scope is None else ("rate_limited",)))
 
 
 def _body(request: type[Request]) -> dict[str, Any]:
@@ -137,9 +177,10 @@ def _body(request: type[Request]) -> dict[str, Any]:
 
 def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
     fields = operation.request.model_fields
+    schemas = operation.request.model_json_schema()["properties"] if fields else {}
     for name in fields:
         if f"{{{name}}}" in operation.route.path:
-            yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            yield {"name": name, "in": "path", "required": True, "schema": _as_3_0(schemas[name])}
         elif name in operation.route.query:
             yield {
                 "name": name,
@@ -152,16 +193,22 @@ def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
         "in": "header",
         "description": "Seconds after which the caller no longer wants the answer.",
         "schema": {"type": "number", "minimum": 0, "exclusiveMinimum": True},
+        "example": 30,
     }
 
 
 def _errors(codes: Iterable[str]) -> dict[str, Any]:
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    retry = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
     return {
-        str(status): {"description": title, "content": content} | ({"headers": retry} if status in (429, 503) else {})
-        for status, title in (STATUS[code] for code in (*codes, "internal"))
+        str(status): _error(status, title) for status, title in sorted(STATUS[code] for code in {*codes, "internal"})
     }
+
+
+def _error(status: int, title: str) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    described = {"description": title, "content": content}
+    if headers := _HEADERS.get(status):
+        described["headers"] = headers
+    return described
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:
@@ -174,6 +221,8 @@ def _schemas() -> dict[str, Any]:
         if operation.route.method == "POST":
             models[operation.request] = None
         models[operation.response] = None
+        if operation.stream:
+            models[operation.stream.chunk] = None
     for planned in PLANNED:
         models.update({model: None for model in (planned.request, planned.response) if model})
     _, found = models_json_schema(

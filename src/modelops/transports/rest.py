@@ -5,44 +5,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
-import json
 import logging
 import math
 import re
-import socket
+import time
 import uuid
-from collections.abc import Coroutine, Iterable
-from http import HTTPStatus
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modelops.api import types
-from modelops.api.errors import InvalidRequest, ModelOpsError, NotAvailable, NotFound, TooLarge
-from modelops.api.operations import OPERATIONS, Operation, Stream
+from modelops.api.errors import (
+    InvalidRequest,
+    ModelOpsError,
+    NotAvailable,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    TooLarge,
+)
+from modelops.api.operations import OPERATIONS, Operation
 from modelops.api.planned import PLANNED, Planned
-from modelops.service import Call, Coordinator, internal
+from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
 from modelops.transports import openapi
+from modelops.transports.http import CONNECTION, HttpServer
+from modelops.transports.listening import Listening, is_loopback
+from modelops.transports.problems import problem
 
 log = logging.getLogger(__name__)
 
-#: The table from codes to HTTP statuses.
-STATUS: dict[str, int] = {code: status for code, (status, _) in openapi.STATUS.items()}
-
-_LONGEST_HEAD = 64 * 1024  # bytes of request line and headers together
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SWAGGER = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head><body><div id="ui"></div>
 <script src="/docs/assets/swagger-ui-bundle.js"></script>
 <script>SwaggerUIBundle({{url: "/openapi.json", dom_id: "#ui", deepLinking: true}})</script></body></html>"""
+
+# A page that shows this one in a frame could have its reader press buttons that they do not see.
+_UNFRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}
 
 
 class Gone(Exception):
@@ -52,102 +60,52 @@ class Gone(Exception):
 class RestServer:
     """Listens on one address; `start` returns when it accepts connections, `stop` when the last has ended."""
 
-    def __init__(self, coordinator: Coordinator, host: str, port: int, max_body_bytes: int) -> None:
-        self._host = host
-        self._port = port
+    def __init__(self, coordinator: Coordinator, listening: Listening, port: int) -> None:
+        self._listening = listening
         self._tasks = Tasks("rest")
-        self._app = application(coordinator, max_body_bytes, self._tasks)
-        self._server: uvicorn.Server | None = None
-        self._serving: asyncio.Task[None] | None = None
+        app = application(coordinator, listening, self._tasks)
+        self._server = HttpServer(app, listening, port, leaving=lambda: coordinator.draining)
 
     @property
     def address(self) -> str:
         """Where to reach it."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        host = self._listening.host
+        scheme = "https" if self._listening.certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._server.port}"
 
     @property
     def state(self) -> str:
         """For health."""
-        return "healthy" if self._serving and not self._serving.done() else "unhealthy: not listening"
+        return "healthy" if self._server.listens else "unhealthy: not listening"
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError when the address cannot be had."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
-        self._port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            self._app,
-            http=_Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=1,
-        )
-        self._server = _Server(config)
-        self._serving = self._tasks.start("serve", self._server.serve(sockets=[listener]))
-        # The listener accepts from its creation on: a connection that comes before the server's first turn waits.
+        await self._server.start()
 
     async def stop(self) -> None:
         """Close every connection and end."""
-        if self._server and self._serving:
-            self._server.should_exit = True
-            await asyncio.wait([self._serving])
+        await self._server.stop()
         await self._tasks.close()
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on the request line and the headers, which neither it nor its parser has."""
-
-    _in_head = True
-    _head_bytes = 0
-    _messages = 0
-
-    def data_received(self, data: bytes) -> None:
-        before = self._messages
-        super().data_received(data)
-        # A block in which a head, or a whole message, has ended is not one that a head grows by.
-        if self._in_head and self._messages == before:
-            self._head_bytes += len(data)
-            if self._head_bytes > _LONGEST_HEAD and not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
-                self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        self._messages += 1
-        super().on_message_complete()
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield  # signals are the application's
-
-
-def application(coordinator: Coordinator, max_body_bytes: int, tasks: Tasks) -> Starlette:
+def application(coordinator: Coordinator, listening: Listening, tasks: Tasks) -> Starlette:
     """The ASGI application: every operation, what is planned, the document and its page."""
     from swagger_ui_bundle import swagger_ui_path
 
     document = JSONResponse(openapi.document())
-    page = HTMLResponse(_SWAGGER.format(title=html.escape("ModelOps Coordinator")))
+    page = HTMLResponse(_SWAGGER.format(title=html.escape("ModelOps Coordinator")), headers=_UNFRAMED)
     routes: list[BaseRoute] = [
         Route(
             operation.route.path,
-            _Endpoint(coordinator, operation, max_body_bytes, tasks),
+            _Endpoint(coordinator, operation, listening, tasks),
             methods=[operation.route.method],
         )
         for operation in OPERATIONS
     ]
-    routes += [Route(planned.path, _Later(planned), methods=[planned.method]) for planned in PLANNED]
+    routes += [Route(planned.path, _Later(coordinator, planned), methods=[planned.method]) for planned in PLANNED]
     routes += [
+        Route("/health/live", _Probe(lambda: ""), methods=["GET"]),
+        Route("/health/ready", _Probe(coordinator.not_ready), methods=["GET"]),
         Route("/openapi.json", document, methods=["GET"]),
         Route("/docs", page, methods=["GET"]),
         Mount("/docs/assets", StaticFiles(directory=swagger_ui_path)),
@@ -177,39 +135,58 @@ class _Methods:
         await self._apps[scope["method"]](scope, receive, send)
 
 
+class _Probe:
+    """For whoever decides whether to restart a coordinator, or to send it work: 204, or 503 with the reason."""
+
+    def __init__(self, why_not: Callable[[], str]) -> None:
+        self._why_not = why_not
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        why_not = self._why_not()
+        refusal = Overloaded(why_not, retry_after_s=1.0)
+        response = problem(refusal, _request_id(scope)) if why_not else Response(status_code=204)
+        await response(scope, receive, send)
+
+
 class _Later:
     """A route of a later release."""
 
-    def __init__(self, planned: Planned) -> None:
-        self._what = f"{planned.method} {planned.path}"
+    def __init__(self, coordinator: Coordinator, planned: Planned) -> None:
+        self._coordinator = coordinator
+        self._planned = planned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = NotAvailable(f"{self._what} comes with a later release")
-        await problem(error, _request_id(scope))(scope, receive, send)
+        call = Call(_request_id(scope), "rest")
+        try:
+            await self._coordinator.admit(call, self._planned, _credentials(scope))
+            raise NotAvailable(f"{self._planned.method} {self._planned.path} comes with a later release")
+        except ModelOpsError as error:
+            await problem(error, call.request_id)(scope, receive, send)
 
 
 class _Endpoint:
     """One operation over HTTP."""
 
-    def __init__(self, coordinator: Coordinator, operation: Operation, max_body_bytes: int, tasks: Tasks) -> None:
+    def __init__(self, coordinator: Coordinator, operation: Operation, listening: Listening, tasks: Tasks) -> None:
         self._coordinator = coordinator
         self._operation = operation
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = listening.max_body_bytes
+        self._loopback = listening.loopback
         self._tasks = tasks
-        self._method = getattr(coordinator, operation.name, None)  # none: it answers in chunks only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(_request_id(scope), "rest")
         try:
             try:
+                self._check_name(scope)
+                admitted = await self._coordinator.admit(call, self._operation, _credentials(scope))
                 fields = await self._fields(scope, receive)
-                call = Call(call.request_id, "rest", timeout_s=_timeout(scope))
+                call = replace(admitted, timeout_s=_timeout(scope), received=time.perf_counter())
                 request = self._operation.request.parse(fields)
                 if (stream := self._operation.stream) and (stream.always or getattr(request, "stream", False)):
-                    await self._until_gone(receive, self._stream(call, stream, request, send))
+                    await self._until_gone(receive, self._stream(call, request, send))
                     return
-                assert self._method is not None
-                answer = await self._until_gone(receive, self._method(call, request))
+                answer = await self._until_gone(receive, self._coordinator.perform(call, self._operation, request))
                 body = answer.model_dump_json().encode()
                 response = Response(body, _status(self._operation, request), media_type="application/json")
                 response.headers["x-request-id"] = call.request_id
@@ -222,6 +199,20 @@ class _Endpoint:
             await response(scope, receive, send)
         except Gone:
             log.debug("request %s: the client is gone", call.request_id)
+
+    def _check_name(self, scope: Scope) -> None:
+        """A page of the web whose name was made to lead to this machine calls it by that name: no program here does."""
+        if not self._loopback or self._coordinator.needs_keys:
+            return
+        try:
+            name = urlsplit(f"//{_header(scope, b'host')}").hostname or ""
+        except ValueError:
+            raise InvalidRequest("the header 'Host' is no name or address") from None
+        if name and not is_loopback(name):
+            raise PermissionDenied(
+                f"without keys only programs of this machine are served, and they do not call it '{name[:64]}'; "
+                "use localhost, or make a key with 'modelops keys create'"
+            )
 
     async def _fields(self, scope: Scope, receive: Receive) -> object:
         """Body, query and path as one mapping of the request's fields."""
@@ -262,9 +253,9 @@ class _Endpoint:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    async def _stream(self, call: Call, stream: Stream, request: Any, send: Send) -> None:
+    async def _stream(self, call: Call, request: types.Request, send: Send) -> None:
         """Server-sent events; the status line waits for the first chunk, so that early errors have their own."""
-        async with contextlib.aclosing(getattr(self._coordinator, stream.method)(call, request)) as chunks:
+        async with contextlib.aclosing(self._coordinator.chunks(call, self._operation, request)) as chunks:
             begun = False
             async for chunk in chunks:
                 if not begun:
@@ -317,35 +308,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def problem(error: ModelOpsError, request_id: str, status: int = 0) -> Response:
-    """The error as RFC 9457 says, with `success` and `error_message` for clients that only know InferenceResponse."""
-    status = status or STATUS[error.code]
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": error.message,
-        "code": error.code,
-        "request_id": request_id,
-        "success": False,
-        "error_message": error.message,
-    }
-    headers = {"x-request-id": request_id}
-    if error.details:
-        body["details"] = error.details
-    if error.retry_after_s is not None:
-        body["retry_after_s"] = round(error.retry_after_s, 3)
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    encoded = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(encoded, status, headers, media_type="application/problem+json")
-
-
 async def _http_error(request: Any, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        said: ModelOpsError = NotFound(
-            f"there is nothing at {request.url.path[:100]!r}; the operations are listed at /docs"
-        )
+        path = request.scope["path"]  # its `url` is made with the header Host, which may be no name at all
+        said: ModelOpsError = NotFound(f"there is nothing at {path[:100]!r}; the operations are listed at /docs")
     else:
         said = InvalidRequest(f"{request.method} is not offered at this path")
     response = problem(said, _request_id(request.scope), error.status_code)
@@ -357,17 +324,24 @@ def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
+def _credentials(scope: Scope) -> Credentials:
+    key = _header(scope, b"x-api-key")
+    if not key:
+        scheme, _, given = _header(scope, b"authorization").partition(" ")
+        key = given.strip() if scheme.lower() == "bearer" else ""
+    return Credentials(key, scope[CONNECTION].certificate_of)
+
+
 def _request_id(scope: Scope) -> str:
     given = _header(scope, b"x-request-id")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _timeout(scope: Scope) -> float | None:
-    given = _header(scope, b"x-request-timeout")
-    if not given:
+    if all(key != b"x-request-timeout" for key, _ in scope["headers"]):
         return None
     try:
-        seconds = float(given)
+        seconds = float(_header(scope, b"x-request-timeout"))
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:

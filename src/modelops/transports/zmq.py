@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,37 +21,28 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from modelops.api import types
-from modelops.api.errors import InvalidRequest, ModelOpsError, TooLarge, shutting_down
-from modelops.api.operations import OPERATIONS, Operation
-from modelops.service import Call, Coordinator, internal
+from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded, TooLarge, shutting_down
+from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
+from modelops.transports import messages
+from modelops.transports.listening import Listening
+from modelops.transports.peers import Peers
 
 log = logging.getLogger(__name__)
 
-#: ZMQ answers carry the neutral code itself; the table exists so that one test covers all transports.
-STATUS: dict[str, str] = {
-    code: code
-    for code in (
-        *("invalid_request", "unauthenticated", "permission_denied", "not_found", "conflict", "too_large"),
-        *("rate_limited", "internal", "not_implemented", "engine_failed", "overloaded", "deadline_exceeded"),
-        "insufficient_memory",
-    )
-}
-
-_ACTIONS: dict[str, Operation] = {operation.action: operation for operation in OPERATIONS}
-_KINDS: dict[str, tuple[type, ...]] = {
-    "action": (str,),
-    "request_id": (str,),
-    "timestamp": (str,),
-    "stream": (bool,),
-    "timeout_s": (int, float),
-}
-_ENVELOPE = (*_KINDS, "payload")
-_FIND_REQUEST_ID = re.compile(rb'"request_id"\s*:\s*"([^"\\\x00-\x1f]{1,128})"')
 #: What the library itself refuses, by closing the connection. Up to it a message is read, and refused with its reason.
 _HARD_LIMIT = 64 * 2**20
-_LONGEST_SEND_S = 10.0
-_LAST_WORDS_S = 0.2  # for each caller that is told of the end
+#: Requests of one connection that are answered at once; more are refused. So many that are not taken end it.
+_MOST_AT_ONCE, _MOST_WAITING = 1000, 4000
+#: Frames before the body, which come back with every answer: a REQ socket's, behind a few brokers, and their bytes.
+_MOST_FRAMES, _LONGEST_ENVELOPE = 16, 4096
+#: Answers, or pieces of them, that may lie here for a client that does not read.
+_MOST_UNREAD = 100
+_HEARTBEAT_MS = 30_000
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+_LAST_WORDS_S = 0.5  # for all callers that are told of the end
+_LOOK_S = 0.25  # for unfinished messages
+_PAUSE_MS = 10  # with nothing to read for so long, everything that was sent has been read
 
 
 class _Gone(Exception):
@@ -61,31 +52,33 @@ class _Gone(Exception):
 class _Peer:
     """Where an answer goes: the frames before the body, the connection that the request came over, and its id.
 
-    Raises zmq.ZMQError for a peer of the first protocol (ZMTP 1.0), whose messages do not tell their connection.
+    Raises zmq.ZMQError for a message that does not tell its connection.
     """
 
     def __init__(self, envelope: Sequence[bytes], body: zmq.Frame) -> None:
         self.envelope = list(envelope)
         self.connection = int(body.get(zmq.SRCFD))
         self.strict = body.get("Socket-Type") == "REQ"
-        self.request_id = _find_request_id(body.bytes)
+        self.request_id = messages.find_request_id(body.buffer)
 
 
 class ZmqServer:
     """Listens on one address; `start` returns when it accepts messages, `stop` when the last has been answered."""
 
-    def __init__(self, coordinator: Coordinator, host: str, port: int, max_body_bytes: int) -> None:
+    def __init__(self, coordinator: Coordinator, listening: Listening, port: int) -> None:
         self._coordinator = coordinator
-        self._host = f"[{host}]" if ":" in host else host
+        self._host = f"[{listening.host}]" if ":" in listening.host else listening.host
         self._port = port
-        self._max_body_bytes = max_body_bytes
+        self._listening = listening
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: zmq.asyncio.Socket | None = None
         self._tasks = Tasks("zmq")
         # Which work belongs to which connection, so that it ends when its caller is gone.
         self._working: dict[int, dict[asyncio.Task[None], _Peer]] = {}
-        self._connections: set[int] = set()
+        self._peers: Peers | None = None
+        self._sending: dict[int, asyncio.Lock] = {}  # by connection: of many answers, one waits for its reader
+        self._ending = False
         self._receiving: asyncio.Task[None] | None = None
 
     @property
@@ -104,8 +97,20 @@ class ZmqServer:
         router.setsockopt(zmq.LINGER, 500)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a caller that is gone is told apart from one that is slow
         router.setsockopt(zmq.MAXMSGSIZE, _HARD_LIMIT)
+        router.setsockopt(zmq.SNDHWM, _MOST_UNREAD)
         router.setsockopt(zmq.IPV6, int(self._host.startswith("[")))
-        self._monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        # Peers that begin and do not go on, and peers that are gone without a word, hold nothing for long.
+        patience_ms = int(self._listening.client_timeout_s * 1000)
+        router.setsockopt(zmq.HANDSHAKE_IVL, patience_ms)
+        # With a domain the library refuses its first protocols (nobody is asked about the others): for one of those it
+        # would take whatever is no greeting, and wait for it without end.
+        router.setsockopt(zmq.ZAP_DOMAIN, b"modelops")
+        router.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_MS)
+        if pair := self._listening.key_pair:
+            router.curve_server = True
+            router.curve_publickey, router.curve_secretkey = pair.public, pair.secret
+        self._monitor = router.get_monitor_socket(_EVENTS)
         try:
             router.bind(f"tcp://{self._host}:{self._port or '*'}")
         except zmq.ZMQError as error:
@@ -114,19 +119,23 @@ class ZmqServer:
             router.close(0)
             raise OSError(error.errno, error.strerror) from None
         self._port = int(router.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self._peers = Peers(self._port, self._listening.max_connections, _HARD_LIMIT + 2**20, 4 * _HARD_LIMIT)
         self._socket = router
         self._receiving = self._tasks.start("receive", self._receive(router))
         self._tasks.start("watch connections", self._watch(self._monitor))
+        self._tasks.start("watch unfinished messages", self._watch_unfinished(self._peers))
 
     async def stop(self) -> None:
         """End the work in flight, and listening; who still waits is told so."""
-        gone = shutting_down()
-        for peers in list(self._working.values()):
-            for task, peer in list(peers.items()):
-                task.cancel()
-                with contextlib.suppress(zmq.ZMQError, _Gone):
-                    async with asyncio.timeout(_LAST_WORDS_S):
-                        await self._send(peer, _failed(Call(peer.request_id, "zmq"), gone))
+        self._ending = True
+        await self._read_the_rest()
+        waiting = [found for peers in self._working.values() for found in peers.items()]
+        telling = []
+        for task, peer in waiting:
+            task.cancel()
+            telling.append(self._tasks.start("last words", self._tell(peer, shutting_down())))
+        if telling:
+            await asyncio.wait(telling, timeout=_LAST_WORDS_S)
         await self._tasks.close()
         if self._socket and self._monitor:
             self._socket.disable_monitor()
@@ -135,6 +144,15 @@ class ZmqServer:
             self._socket = None
         self._context.term()
 
+    async def _read_the_rest(self) -> None:
+        """Take what has been sent already: it is answered, too."""
+        if self._socket is None:
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LAST_WORDS_S
+        while await self._socket.poll(_PAUSE_MS) and loop.time() < deadline:  # noqa: ASYNC110 - for a pause, no event
+            await asyncio.sleep(_PAUSE_MS / 1000)
+
     # --- in ---
     async def _receive(self, router: zmq.asyncio.Socket) -> None:
         while True:
@@ -142,15 +160,33 @@ class ZmqServer:
             # First what happened to connections: a number may have ended with one and begun with another since.
             await self._look()
             try:
-                peer = _Peer([frame.bytes for frame in frames[:-1]], frames[-1])
+                self._take(frames)
             except zmq.ZMQError:
-                log.warning("a message of the first ZMQ protocol is dropped: it cannot be answered")
-                continue
-            if peer.connection not in self._connections:
-                continue  # closed before its message was read: nobody is left to answer
-            task = self._tasks.start("answer", self._answer(peer, frames[-1].bytes))
-            self._working.setdefault(peer.connection, {})[task] = peer
-            task.add_done_callback(partial(self._ended, peer.connection))
+                log.warning("a message that does not tell its connection is dropped: it cannot be answered")
+
+    def _take(self, frames: Sequence[zmq.Frame]) -> None:
+        """Begin to answer a message, whose frames but the last say where the answer goes."""
+        assert self._peers is not None
+        *envelope, body = frames
+        connection = int(body.get(zmq.SRCFD))
+        if connection not in self._peers:
+            return  # closed before its message was read: nobody is left to answer
+        self._peers.heard(connection)
+        waiting = len(self._working.get(connection, ()))
+        if waiting >= _MOST_WAITING or len(envelope) > _MOST_FRAMES or sum(map(len, envelope)) > _LONGEST_ENVELOPE:
+            log.warning("a ZMQ client is hung up on: it asks without reading, or by way of too much")
+            self._peers.hang_up(connection)
+            return
+        peer = _Peer([frame.bytes for frame in envelope], body)
+        if waiting >= _MOST_AT_ONCE:
+            work = self._tell(peer, Overloaded(f"{_MOST_AT_ONCE} requests of this connection wait", retry_after_s=1.0))
+        elif len(body) > self._listening.max_body_bytes:
+            work = self._tell(peer, TooLarge(f"the request is over {self._listening.max_body_bytes} bytes"))
+        else:
+            work = self._answer(peer, body.bytes)
+        task = self._tasks.start("answer", work)
+        self._working.setdefault(connection, {})[task] = peer
+        task.add_done_callback(partial(self._ended, connection))
 
     def _ended(self, connection: int, task: asyncio.Task[None]) -> None:
         mine = self._working.get(connection, {})
@@ -163,31 +199,41 @@ class ZmqServer:
             await monitor.poll()
             await self._look()
 
+    async def _watch_unfinished(self, peers: Peers) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            peers.look()
+
     async def _look(self) -> None:
         """Take note of the connections made since the last look, and cancel the work of those that were closed."""
         assert self._monitor is not None
         with contextlib.suppress(zmq.Again):
             while True:
                 event = parse_monitor_message(await self._monitor.recv_multipart(zmq.NOBLOCK))
-                connection = event["value"]
-                if event["event"] == zmq.EVENT_ACCEPTED:
-                    self._connections.add(connection)
-                else:
-                    self._connections.discard(connection)
-                    for task in self._working.pop(connection, {}):
-                        task.cancel()
+                self._note(event["event"], event["value"])
+
+    def _note(self, event: int, connection: int) -> None:
+        assert self._peers is not None
+        if event == zmq.EVENT_ACCEPTED:
+            self._peers.accepted(connection)
+            if self._ending:
+                self._peers.hang_up(connection)
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._peers.closed(connection)
+            self._sending.pop(connection, None)
+            for task in self._working.pop(connection, {}):
+                task.cancel()
 
     # --- one message ---
     async def _answer(self, peer: _Peer, body: bytes) -> None:
         with contextlib.suppress(_Gone):
             call = Call(peer.request_id or uuid.uuid4().hex, "zmq")
             try:
-                if len(body) > self._max_body_bytes:
-                    raise TooLarge(f"the request is over {self._max_body_bytes} bytes")
-                message = _envelope(types.from_json(body))
+                message = messages.envelope(types.from_json(body))
+                shown = Credentials(message.get("api_key", ""))
                 peer.request_id = message.get("request_id", "")
                 call = replace(call, request_id=peer.request_id or call.request_id, timeout_s=message.get("timeout_s"))
-                await self._perform(peer, call, message)
+                await self._perform(peer, call, message, shown)
                 return
             except _Gone:
                 raise
@@ -195,121 +241,72 @@ class ZmqServer:
                 failure = error
             except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
                 failure = internal(call, error)
-            await self._send(peer, _failed(call, failure))
+            await self._send(peer, messages.failed(call, failure))
 
-    async def _perform(self, peer: _Peer, call: Call, message: dict[str, Any]) -> None:
+    async def _tell(self, peer: _Peer, error: ModelOpsError) -> None:
+        with contextlib.suppress(_Gone):
+            await self._send(peer, messages.failed(Call(peer.request_id, "zmq"), error))
+
+    async def _perform(self, peer: _Peer, call: Call, message: dict[str, Any], shown: Credentials) -> None:
         action, payload = message["action"], message.get("payload", {})
-        if action == "cancel":
-            await self._send(peer, _done(call, self._cancel(peer, payload)))
+        if action == "cancel":  # takes no key: it ends nothing but what was admitted over the same connection
+            await self._send(peer, messages.done(call, self._cancel(peer, payload)))
             return
-        operation = _ACTIONS[action]
+        operation = messages.ACTIONS[action]
+        call = await self._coordinator.admit(call, operation, shown)
         if "stream" in message and isinstance(payload, dict) and "stream" in operation.request.model_fields:
             payload = {"stream": message["stream"]} | payload
         request: Any = operation.request.parse(payload)
         if (stream := operation.stream) and (stream.always or getattr(request, "stream", False)):
             if peer.strict:
                 raise InvalidRequest("a REQ socket takes one answer; stream over a DEALER socket")
-            async with contextlib.aclosing(getattr(self._coordinator, stream.method)(call, request)) as chunks:
+            async with contextlib.aclosing(self._coordinator.chunks(call, operation, request)) as chunks:
                 async for chunk in chunks:
-                    await self._send(peer, _piece(call, chunk))
+                    await self._send(peer, messages.piece(call, chunk))
             return
-        answer = await getattr(self._coordinator, operation.name)(call, request)
-        await self._send(peer, _done(call, answer.model_dump(mode="json")))
+        answer = await self._coordinator.perform(call, operation, request)
+        await self._send(peer, messages.done(call, answer.model_dump(mode="json")))
 
     def _cancel(self, peer: _Peer, payload: Any) -> dict[str, Any]:
-        """Ends the caller's own request with that id: for clients that pipeline, and so cannot just hang up."""
+        """Ends the caller's earlier requests with that id: for clients that pipeline, and so cannot just hang up."""
         wanted = payload.get("request_id") if isinstance(payload, dict) and len(payload) == 1 else None
         if not isinstance(wanted, str):
             raise InvalidRequest("the payload of 'cancel' is {\"request_id\": the request to end}")
-        found = [
-            task
-            for task, other in self._working.get(peer.connection, {}).items()
-            if other.envelope[0] == peer.envelope[0] and other.request_id == wanted and other is not peer
-        ]
-        for task in found:
-            task.cancel()
-        return {"cancelled": len(found)}
+        before = itertools.takewhile(lambda item: item[1] is not peer, self._working.get(peer.connection, {}).items())
+        found = [task for task, other in before if other.envelope[0] == peer.envelope[0] and other.request_id == wanted]
+        # One that has just been answered is still among them, and one that was cancelled just before.
+        ended = [task for task in found if not task.cancelling() and task.cancel()]
+        return {"cancelled": len(ended)}
 
     # --- out ---
     async def _send(self, peer: _Peer, answer: dict[str, Any]) -> None:
-        """Send, waiting for a slow reader a while; one that reads nothing for longer is given up."""
-        assert self._socket is not None
+        """Send, waiting for a slow reader a while; one that reads nothing for longer is hung up on."""
         answer["request_id"] = peer.request_id
+        assert self._peers is not None
+        if peer.connection not in self._peers:
+            raise _Gone
         frames = [*peer.envelope, json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace")]
-        wait, left = 0.002, _LONGEST_SEND_S
-        while True:
-            try:
-                await self._socket.send_multipart(frames, zmq.NOBLOCK)
-            except zmq.Again:
+        async with self._sending.setdefault(peer.connection, asyncio.Lock()):
+            wait, left = 0.002, self._listening.client_timeout_s
+            while not await self._sent(frames):
                 if left <= 0:
-                    log.warning("a ZMQ client has read nothing for %.0f s: its answer is dropped", _LONGEST_SEND_S)
-                    raise _Gone from None
+                    patience_s = self._listening.client_timeout_s
+                    log.warning("a ZMQ client has read nothing for %.0f s: it is hung up on", patience_s)
+                    self._peers.hang_up(peer.connection)
+                    raise _Gone
                 await asyncio.sleep(wait)
                 left -= wait
                 wait = min(wait * 2, 0.25)
-            except zmq.ZMQError as error:
-                if error.errno == zmq.EHOSTUNREACH:
-                    raise _Gone from None
-                raise
-            else:
-                return
 
-
-def _envelope(message: Any) -> dict[str, Any]:
-    """The message, its own fields checked. Raises InvalidRequest."""
-    if not isinstance(message, dict):
-        raise InvalidRequest("a message is a JSON object with 'action' and 'payload'")
-    for name in message:
-        if name not in _ENVELOPE:
-            raise InvalidRequest(f"unknown field '{str(name)[:64]}' beside the payload; known: {', '.join(_ENVELOPE)}")
-    for name, kinds in _KINDS.items():
-        if name in message and type(message[name]) not in kinds:
-            raise InvalidRequest(f"'{name}' has the wrong type")
-    if message.get("timeout_s", 1) <= 0:
-        raise InvalidRequest("'timeout_s' must be above 0")
-    if len(message.get("request_id", "")) > 128:
-        raise InvalidRequest("'request_id' is over 128 characters")
-    action = message.get("action", "")
-    if action not in _ACTIONS and action != "cancel":
-        known = ", ".join([*_ACTIONS, "cancel"])
-        raise InvalidRequest(f"unknown action '{action[:64]}'; known: {known}")
-    return message
-
-
-def _find_request_id(body: bytes) -> str:
-    """The request's id, found without reading the rest: it is echoed even when the rest is unreadable."""
-    found = _FIND_REQUEST_ID.search(body[:4096]) or _FIND_REQUEST_ID.search(body[-4096:])
-    return found[1].decode("utf-8", "replace") if found else ""
-
-
-def _done(call: Call, result: Any) -> dict[str, Any]:
-    return {
-        "success": True,
-        "result": result,
-        "error": None,
-        "latency_ms": call.latency_ms,
-    }
-
-
-def _piece(call: Call, chunk: Any) -> dict[str, Any]:
-    """A chunk of a stream; the last one is marked, and fails where the answer was cut short."""
-    answer = _done(call, chunk.model_dump(mode="json", exclude_none=True)) | {"done": chunk.done}
-    if (final := getattr(chunk, "final", None)) and not final.success:
-        answer |= {"success": False, "error": final.error_message}
-    return answer
-
-
-def _failed(call: Call, error: ModelOpsError) -> dict[str, Any]:
-    answer: dict[str, Any] = {
-        "success": False,
-        "result": None,
-        "error": error.message,
-        "code": STATUS[error.code],
-        "latency_ms": call.latency_ms,
-        "done": True,
-    }
-    if error.retry_after_s is not None:
-        answer["retry_after_s"] = round(error.retry_after_s, 3)
-    if error.details:
-        answer["details"] = error.details
-    return answer
+    async def _sent(self, frames: Sequence[bytes]) -> bool:
+        """Whether there was room for them. Raises _Gone where nobody is left to take them."""
+        assert self._socket is not None
+        try:
+            await self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise _Gone from None
+            raise
+        return True
