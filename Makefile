@@ -29,10 +29,12 @@ test: install  ## every test that needs no program besides Python, with the real
 
 soak: install  ## the long runs of what `make test` runs short, with what each of them saw
 	@$(BIN)/modelops pull --quiet $(MODEL)
-	CHAOS_OPERATIONS=1000 CHAOS_SWAPS=50 CHAOS_LOADS=30 $(BIN)/python -m pytest -rP \
-		tests/chaos/test_memory.py tests/chaos/test_swap.py tests/chaos/test_memory_returns.py
+	CHAOS_OPERATIONS=1000 CHAOS_SWAPS=50 CHAOS_LOADS=30 CHAOS_FAULTS=500 $(BIN)/python -m pytest -rP \
+		tests/chaos/test_memory.py tests/chaos/test_swap.py tests/chaos/test_memory_returns.py tests/chaos/test_faults.py
 	PLACEMENT_CASES=50000 SCHEDULER_LIVES=1000 $(BIN)/python -m pytest --timeout 1200 -q \
 		tests/serving/test_placement.py tests/serving/test_bill.py tests/serving/test_scheduler_machine.py
+	FUZZ_MESSAGES=100000 SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest -rP --timeout 1200 \
+		tests/contract/test_fuzz.py tests/contract/test_schemathesis.py
 
 check: lint types contracts proto-check audit test  ## what a contributor runs before sending a change
 

@@ -61,12 +61,13 @@ def test_force_ends_an_unload_that_waits(wire: Wire, staged: Served, threads: Th
     at_rest(wire, staged, model)
 
 
-def test_force_ends_the_attempts_to_restart(wire: Wire, staged: Served) -> None:
+def test_force_ends_the_attempts_to_restart(wire: Wire, staged: Served, threads: ThreadPoolExecutor) -> None:
     model = f"crashing-{wire.name}"
     wire.ok("load_model", model_name=model)
-    refused(wire.call("infer", {"model_name": model, **ASK}), "infer", "engine_failed", "SIGKILL")
+    asked = threads.submit(wire.call, "infer", {"model_name": model, **ASK})  # once more, when it is restarted
     wait_until(lambda: "not yet" in wire.info(model).message, what="an attempt that failed")
     wire.ok("unload_model", model_name=model, force=True)
+    refused(asked.result(), "infer", "overloaded", f"'{model}' was unloaded")
     wait_until(lambda: not any(model in process.cmdline() for process in staged.engines() if process.is_running()))
     at_rest(wire, staged, model)
 

@@ -38,7 +38,9 @@ def test_a_load_that_fails_later_is_told_by_the_state(wire: Wire, staged: Served
     assert wire.call("load_model", {"model_name": model, "wait": False}).code == ""
     until(wire, model, "failed")
     assert "out of luck" in wire.info(model).message
-    refused(wire.call("infer", {"model_name": model, **ASK}), "infer", "engine_failed", "out of luck")
+    again = wire.call("infer", {"model_name": model, **ASK})
+    refused(again, "infer", "overloaded", f"'{model}' has failed", "out of luck")
+    assert 0 < (again.retry_after_s or 0) <= 15
     wire.ok("unload_model", model_name=model)  # which is also how a failure is forgotten
     at_rest(wire, staged, model)
 

@@ -60,6 +60,8 @@ class Wire(abc.ABC):
     """A client of one transport. Safe to share between threads."""
 
     name: ClassVar[str]
+    #: The key that is shown with each call; none where it is empty.
+    key: str = ""
 
     @abc.abstractmethod
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
@@ -124,11 +126,11 @@ class Rest(Wire):
 
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
         method, path, body = _http(BY_NAME[name], dict(fields or {}))
-        return self.request(name, method, path, body, _headers(timeout_s))
+        return self.request(name, method, path, body, _headers(timeout_s, self.key))
 
     def send(self, operation: str, raw: bytes) -> Answer:
         method, path, _ = _http(BY_NAME[operation], {})
-        return self.request(operation, method, path, raw, _headers(None))
+        return self.request(operation, method, path, raw, _headers(None, self.key))
 
     def request(self, operation: str, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         response = self._http.request(method, path, content=body, headers=headers)
@@ -137,7 +139,7 @@ class Rest(Wire):
     def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
         wanted = {"stream": True} if "stream" in BY_NAME[name].request.model_fields else {}
         method, path, body = _http(BY_NAME[name], {**fields, **wanted})
-        with self._http.stream(method, path, content=body, headers=_headers(timeout_s)) as response:
+        with self._http.stream(method, path, content=body, headers=_headers(timeout_s, self.key)) as response:
             if response.is_error:
                 raise Refused(_from_http(name, response, response.read()))
             assert response.headers["content-type"].startswith("text/event-stream")
@@ -172,7 +174,7 @@ class Grpc(Wire):
     def unary(self, name: str, rpc: str, raw: bytes, timeout_s: float | None) -> Answer:
         method: Any = self._channel.unary_unary(f"/ModelOps/{rpc}", None, None)
         try:
-            reply, call = method.with_call(raw, timeout=timeout_s or PATIENCE_S)
+            reply, call = method.with_call(raw, timeout=timeout_s or PATIENCE_S, metadata=self._metadata())
         except grpc.RpcError as error:
             return refusal(error)
         result = reply_of(name).FromString(reply)
@@ -182,7 +184,8 @@ class Grpc(Wire):
         rpc = BY_NAME[name].stream_rpc
         assert rpc
         method: Any = self._channel.unary_stream(f"/ModelOps/{rpc}", None, None)
-        call = method(_takes(rpc)(**fields).SerializeToString(), timeout=timeout_s or PATIENCE_S)
+        raw = _takes(rpc)(**fields).SerializeToString()
+        call = method(raw, timeout=timeout_s or PATIENCE_S, metadata=self._metadata())
         try:
             for chunk in call:
                 yield chunk_of(name).FromString(chunk)
@@ -190,6 +193,9 @@ class Grpc(Wire):
             raise Refused(refusal(error)) from None
         finally:
             call.cancel()
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        return [("x-api-key", self.key)] if self.key else []
 
     def close(self) -> None:
         self._channel.close()
@@ -216,7 +222,7 @@ class Zmq(Wire):
 
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
         message: dict[str, Any] = {"action": BY_NAME[name].action, "request_id": uuid.uuid4().hex}
-        message |= {"payload": fields or {}} | ({"timeout_s": timeout_s} if timeout_s else {})
+        message |= {"payload": fields or {}} | ({"timeout_s": timeout_s} if timeout_s else {}) | self._shown()
         answer = self.send(name, json.dumps(message).encode())
         assert answer.request_id == message["request_id"]
         return answer
@@ -229,7 +235,7 @@ class Zmq(Wire):
     def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
         message: dict[str, Any] = {"action": BY_NAME[name].action, "payload": dict(fields), "request_id": "s"}
         message |= {"stream": True} if "stream" in BY_NAME[name].request.model_fields else {}
-        message |= {"timeout_s": timeout_s} if timeout_s else {}
+        message |= ({"timeout_s": timeout_s} if timeout_s else {}) | self._shown()
         with self.dealer() as socket:
             socket.send_multipart([b"", json.dumps(message).encode()])
             while True:
@@ -244,9 +250,13 @@ class Zmq(Wire):
                 yield chunk
                 if chunk.done:
                     # "done" is the last message of the stream: what follows is the answer to the next request.
-                    socket.send_multipart([b"", b'{"action": "health", "request_id": "next"}'])
+                    following = {"action": "health", "request_id": "next"} | self._shown()
+                    socket.send_multipart([b"", json.dumps(following).encode()])
                     assert receive(socket)["request_id"] == "next"
                     return
+
+    def _shown(self) -> dict[str, str]:
+        return {"api_key": self.key} if self.key else {}
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -263,9 +273,11 @@ def receive(socket: zmq.Socket[bytes], seconds: float = PATIENCE_S) -> dict[str,
 
 
 @contextlib.contextmanager
-def connected(served: Served) -> Iterator[dict[str, Wire]]:
-    """A client of each transport."""
+def connected(served: Served, key: str = "") -> Iterator[dict[str, Wire]]:
+    """A client of each transport, showing `key`."""
     wires: dict[str, Wire] = {"rest": Rest(served), "grpc": Grpc(served), "zmq": Zmq(served)}
+    for wire in wires.values():
+        wire.key = key
     try:
         yield wires
     finally:
@@ -278,7 +290,7 @@ def refusal(error: grpc.RpcError) -> Answer:
     call = cast("grpc.Call", error)  # what is raised is both, which their types cannot say
     status = call.code()
     answer = Answer(seen="", status=status.name, message=call.details() or "")
-    trailers: dict[str, Any] = dict(call.trailing_metadata() or ())
+    trailers: dict[str, Any] = dict(tuple(call.trailing_metadata() or ()))
     rich = status_pb2.Status.FromString(trailers.pop("grpc-status-details-bin", b""))
     info, retry, request = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.RequestInfo()
     for detail in rich.details:
@@ -300,9 +312,10 @@ def _takes(rpc: str) -> type[Message]:
     return kind
 
 
-def _headers(timeout_s: float | None) -> dict[str, str]:
+def _headers(timeout_s: float | None, key: str) -> dict[str, str]:
     timeout = {} if timeout_s is None else {"X-Request-Timeout": str(timeout_s)}
-    return {"Content-Type": "application/json"} | timeout
+    shown = {"X-API-Key": key} if key else {}
+    return {"Content-Type": "application/json"} | timeout | shown
 
 
 def _http(operation: Operation, fields: dict[str, Any]) -> tuple[str, str, bytes | None]:
