@@ -59,6 +59,12 @@ class Credentials:
     key: str = field(default="", repr=False)
     certificate: str = ""
 
+    @classmethod
+    def of_headers(cls, x_api_key: str, authorization: str, certificate: str) -> Credentials:
+        """From what REST's headers and gRPC's metadata of those names hold; the first one counts where both do."""
+        scheme, _, given = authorization.partition(" ")
+        return cls(x_api_key or (given.strip() if scheme.lower() == "bearer" else ""), certificate)
+
 
 @dataclass(frozen=True)
 class Caller:

@@ -314,12 +314,9 @@ def _call(context: _Context) -> Call:
 
 def _shown(context: _Context) -> Credentials:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-    key = metadata.get("x-api-key", "")
-    if not key:
-        scheme, _, given = metadata.get("authorization", "").partition(" ")
-        key = given.strip() if scheme.lower() == "bearer" else ""
     names = list(context.auth_context().get("x509_common_name", ()))
-    return Credentials(key, names[0].decode("utf-8", "replace") if names else "")
+    certificate = names[0].decode("utf-8", "replace") if names else ""
+    return Credentials.of_headers(metadata.get("x-api-key", ""), metadata.get("authorization", ""), certificate)
 
 
 async def _abort(context: _Context, call: Call, error: ModelOpsError) -> NoReturn:

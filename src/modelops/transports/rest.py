@@ -325,11 +325,8 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _credentials(scope: Scope) -> Credentials:
-    key = _header(scope, b"x-api-key")
-    if not key:
-        scheme, _, given = _header(scope, b"authorization").partition(" ")
-        key = given.strip() if scheme.lower() == "bearer" else ""
-    return Credentials(key, scope[CONNECTION].certificate_of)
+    given, bearer = _header(scope, b"x-api-key"), _header(scope, b"authorization")
+    return Credentials.of_headers(given, bearer, scope[CONNECTION].certificate_of)
 
 
 def _request_id(scope: Scope) -> str:
