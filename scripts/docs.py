@@ -1,13 +1,16 @@
-"""Makes docs/settings.md from the settings themselves; with --check only says whether it is up to date."""
+"""Makes docs/settings.md from the settings and docs/metrics.md from the families of /metrics; with --check only says
+whether they are up to date."""
 
+import re
 import sys
 from pathlib import Path
 
 from modelops.cli import serve
+from modelops.metrics.families import FAMILIES, UNKNOWN
 from modelops.settings import PREFIX, described
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-HEAD = """# Settings
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SETTINGS = """# Settings
 
 Each setting can be given in four places; a later one wins:
 
@@ -37,25 +40,59 @@ message that names it. `MODELOPS_URL`, `MODELOPS_API_KEY` and
 """
 
 
-def page() -> str:
-    """The whole page."""
+METRICS = f"""# Metrics
+
+Every family of `/metrics`. [Observability](observability.md#metrics) tells how to scrape them and what to look at.
+
+A histogram `x` has the series `x_bucket` (with the label `le`), `x_sum` and `x_count`. The label `model` is the name of
+a registered model, or `{UNKNOWN}`. Names with a dot in the last column are fixed by the [specification](spec/api.md);
+the others are ours.
+
+| name | type | labels | meaning | specified |
+| --- | --- | --- | --- | :---: |
+"""
+AFTER_METRICS = """
+`process_*` and `python_gc_*` are of the coordinator's own process, without its engines: its memory, CPU time, open
+files and start.
+"""
+
+
+def settings() -> str:
+    """The page of settings."""
     flags = {option.name: option.opts[0] for option in serve.params}
     rows = []
     for key, default, description in described():
         # A flag is named as the key, with or without its section.
         flag = flags.get(key.replace(".", "_")) or flags.get(key.rpartition(".")[2])
         variable = PREFIX + key.replace(".", "__").upper()
-        what = description.replace("<", "&lt;").replace("|", "&#124;")
-        rows.append(f"| `{key}` | `{default}` | {what} | `{variable}` | {f'`{flag}`' if flag else ''} |\n")
-    return HEAD + "".join(rows)
+        told = _cell(description)
+        rows.append(f"| `{key}` | `{default}` | {told} | `{variable}` | {f'`{flag}`' if flag else ''} |\n")
+    return SETTINGS + "".join(rows)
+
+
+def metrics() -> str:
+    """The page of families."""
+    specified = set(re.findall(r"^moc_\w+", (DOCS / "spec" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    rows = []
+    for family in FAMILIES:
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        mark = "•" if family.name in specified else ""
+        rows.append(f"| `{family.name}` | {family.kind} | {labels} | {_cell(family.help)} | {mark} |\n")
+    return METRICS + "".join(rows) + AFTER_METRICS
+
+
+def _cell(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "&#124;")
 
 
 def main() -> None:
     """Generate in place, or compare."""
-    if "--check" not in sys.argv:
-        TARGET.write_text(page(), encoding="utf-8")
-    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != page():
-        raise SystemExit("docs/settings.md is out of date; run 'python scripts/docs.py'")
+    for name, page in (("settings.md", settings()), ("metrics.md", metrics())):
+        target = DOCS / name
+        if "--check" not in sys.argv:
+            target.write_text(page, encoding="utf-8")
+        elif not target.is_file() or target.read_text(encoding="utf-8") != page:
+            raise SystemExit(f"docs/{name} is out of date; run 'python scripts/docs.py'")
 
 
 if __name__ == "__main__":
