@@ -73,6 +73,10 @@ def test_what_clients_read_is_no_setting() -> None:
         ("engine.probe", "false", False),
         ("engine.executable", "llama-server", "llama-server"),
         ("log.level", "debug", "debug"),
+        ("log.format", "json", "json"),
+        ("log.levels", "serving=debug, engine.a.b:8b=info,", {"serving": "debug", "engine.a.b:8b": "info"}),
+        ("log.levels", "", {}),
+        ("log.prompts", "true", True),
     ],
 )
 def test_a_variable_is_read_as_its_settings_type(key: str, text: str, value: object) -> None:
@@ -145,6 +149,11 @@ def test_a_variable_without_a_name_is_refused(tmp_path: Path, name: str) -> None
         ("engine.slots", "1.5"),
         ("engine.context_length", ""),
         ("log.level", "loud"),
+        ("log.format", "xml"),
+        ("log.levels", "servng=debug"),
+        ("log.levels", "engine.=debug"),
+        ("log.levels", "engine.a/b=debug"),
+        ("log.levels", "=debug"),
         ("server", "localhost"),
     ],
 )
@@ -152,6 +161,36 @@ def test_a_bad_value_is_refused_with_its_key(tmp_path: Path, key: str, value: st
     said = refusal(tmp_path, environ={f"MODELOPS_{key.replace('.', '__').upper()}": value})
     assert said.startswith(f"setting '{key}': ")
     assert said.endswith(f"(it is '{value}')")
+
+
+def test_levels_of_areas_are_a_table_of_the_file(tmp_path: Path) -> None:
+    for engine in ('engine.smollm2 = "info"', '"engine.smollm2" = "info"'):
+        file = config(tmp_path, f'[log.levels]\nserving = "debug"\n{engine}\n')
+        assert load(file, {}).log.levels == {"serving": "debug", "engine.smollm2": "info"}
+    more = {"MODELOPS_LOG__LEVELS__SERVICE": "error"}
+    assert load(file, more).log.levels == {"serving": "debug", "engine.smollm2": "info", "service": "error"}
+    assert load(file, {"MODELOPS_LOG__LEVELS": "store=error"}).log.levels == {"store": "error"}
+    assert load(environ={}).log.levels == {}
+    assert load(environ={}).log.prompts is False
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ("servng=debug", "setting 'log.levels': unknown area 'servng'; did you mean 'serving'?"),
+        ("serving.pool=debug", "setting 'log.levels': unknown area 'serving.pool'; did you mean 'serving'?"),
+        ("uvicorn=debug", "setting 'log.levels': unknown area 'uvicorn'; there are app, cli, "),
+        ("serving=loud", "setting 'log.levels.serving': input should be 'debug', 'info', 'warning' or 'error' (it is "),
+        ("serving", "setting 'log.levels.serving': input should be 'debug', 'info', 'warning' or 'error' (it is '')"),
+        ("7", "setting 'log.levels.7': input should be 'debug', 'info', 'warning' or 'error' (it is '')"),
+    ],
+)
+def test_a_level_that_means_nothing_is_refused_with_the_nearest_area(tmp_path: Path, levels: str, said: str) -> None:
+    assert refusal(tmp_path, environ={"MODELOPS_LOG__LEVELS": levels}).startswith(said)
+
+
+def test_levels_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "[log]\nlevels = 5\n").startswith("setting 'log.levels': ")
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from modelops.api.types import KeepAlive, ModelType
 
 PREFIX = "MODELOPS_"
 #: Variables of the same prefix that are not settings: where the configuration file is, and what clients read.
 NOT_SETTINGS = frozenset({"MODELOPS_CONFIG", "MODELOPS_URL", "MODELOPS_API_KEY", "MODELOPS_CA_FILE"})
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}$")]
+_MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}"
+ModelName = Annotated[str, Field(pattern=f"^{_MODEL_NAME}$")]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+Level = Literal["debug", "info", "warning", "error"]
+#: What can have a level of its own: our parts, `requests` (a line for each call) and `engine` (what engines themselves
+#: write); beside these `engine.NAME`, the engines of one model.
+AREAS = ("app", "cli", "tasks", "transports", "service", "serving", "engines", "store", "tracing", "requests", "engine")
 
 
 class SettingsError(Exception):
@@ -40,6 +47,31 @@ def _split(value: object) -> object:
 
 def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_levels(value: object) -> object:
+    """Levels written in one variable, area=level between commas; or tables, where `engine.NAME` is one in another."""
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.split(",") if part.strip()]
+        return {area.strip(): level.strip() for area, _, level in parts}
+    return dict(_flat(value)) if isinstance(value, Mapping) else value
+
+
+def _flat(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _known_areas(levels: Mapping[str, Level]) -> Mapping[str, Level]:
+    for area in levels:
+        if area not in AREAS and not re.fullmatch(rf"engine\.{_MODEL_NAME}", area):
+            close = difflib.get_close_matches(area, AREAS, n=1, cutoff=0.5)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(AREAS)} and engine.NAME"
+            raise PydanticCustomError("unknown_area", "unknown area '{area}'{hint}", {"area": area, "hint": hint})
+    return levels
 
 
 class Section(BaseModel):
@@ -189,9 +221,35 @@ class MemorySettings(Section):
 class LogSettings(Section):
     """What the coordinator says about itself, on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least that is worth a line: debug, info, warning or error."
+    level: Level = Field("info", description="The least that is worth a line: debug, info, warning or error.")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="console: for people; json: an object for each line; auto: for people on a terminal."
     )
+    levels: Annotated[Mapping[str, Level], BeforeValidator(_split_levels), AfterValidator(_known_areas)] = Field(
+        {},
+        description="Levels of areas that differ, a table: service, serving, transports, engines, store, requests, "
+        "engine (what engines write), engine.NAME and others. As a variable: serving=debug,engine.smollm2=debug.",
+    )
+    prompts: bool = Field(False, description="Log prompts and answers too, at most 2000 characters of each.")
+
+
+class MetricsSettings(Section):
+    """What Prometheus is shown at /metrics."""
+
+    enabled: bool = Field(True, description="Count, and show the counts at /metrics.")
+
+
+class TracingSettings(Section):
+    """Where traces are sent (the extra `tracing`)."""
+
+    otlp_endpoint: str = Field(
+        "",
+        description="http://host:4318: send traces to this collector (OTLP over HTTP). Empty: none are made.",
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Which part of the traces that begin here is kept; callers decide about theirs."
+    )
+    content: bool = Field(False, description="Put prompts and answers into traces, too.")
 
 
 class Settings(Section):
@@ -208,6 +266,8 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     memory: MemorySettings = MemorySettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def models_dir(self) -> Path:

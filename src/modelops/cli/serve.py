@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
 @click.option("--curve-file", type=click.Path(path_type=Path), help="Encrypt ZMQ with the key in this file.")
 @click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine although there is no key.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+@click.option(
+    "--log-format", type=click.Choice(["auto", "console", "json"]), help="[default: auto, for people on a terminal]"
+)
 @as_json_option
 @fails_well
 def serve(config: Path | None, load: tuple[str, ...], as_json: bool, **flags: Any) -> None:
@@ -52,29 +54,27 @@ def serve(config: Path | None, load: tuple[str, ...], as_json: bool, **flags: An
         "curve_file": "tls.curve_file",
         "insecure": "server.insecure",
         "log_level": "log.level",
+        "log_format": "log.format",
         "data_dir": "data_dir",
     }
     settings = load_settings(config, {named[key]: value for key, value in flags.items()})
-    logging.basicConfig(
-        level=settings.log.level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
-    )
-    if settings.log.level != "debug":
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("aiosqlite").setLevel(logging.INFO)  # it tells each step of each query
 
     import uvloop
 
-    from modelops import app
+    from modelops import app, logs
     from modelops.cli.greeting import banner
     from modelops.store.database import StateFileError
 
     async def ready(running: Running) -> None:
         click.echo(_addresses_json(running) if as_json else banner(running, load, settings))
 
+    logs.configure(settings.log, sys.stderr)
     try:
         uvloop.run(app.serve(settings, load, ready))
     except (app.StartError, StateFileError) as error:
         raise click.ClickException(str(error)) from None
+    finally:
+        logs.flush()  # before the error is told
 
 
 def _addresses_json(running: Running) -> str:
