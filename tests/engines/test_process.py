@@ -115,7 +115,7 @@ async def test_huge_and_binary_output_is_survived(process: Process, lines: list[
         "out.flush(); sys.exit(1)"
     )
     await process.start([sys.executable, "-c", script], {})
-    assert await process.exited() == Exit(1, "ended with status 1: error: �\0end")
+    assert await process.exited() == Exit(1, "ended with status 1: error: �\\x00end")
     assert "between" in lines
     assert all(len(line) < 100_000 for line in lines)
 

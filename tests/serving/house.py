@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from modelops.engines.base import Prompt
+from modelops.metrics import Metrics
 from modelops.serving.arrivals import Arrivals
 from modelops.serving.catalog import Catalog
 from modelops.serving.devices import ThisMachine
@@ -55,7 +56,7 @@ class House:
     @property
     def reserved(self) -> int:
         """Bytes of RAM that the ledger holds."""
-        return self.pool.reserved(HOST)
+        return self.pool.reserved().get(HOST, 0)
 
     def lease(
         self, name: str = "a", seconds: float = 20.0, keep_alive_s: float | None = None
@@ -105,7 +106,7 @@ async def house(
         stack.push_async_callback(arrivals.close)
         quantised = Quantised(catalog, arrivals, data_dir / "quantised", settings.engine.quantization_type)
         estimates = Estimates(EstimateQueries(database), ask=settings.engine.probe)
-        pool = Pool(settings, catalog, ThisMachine(), quantised, estimates, data_dir, residents.remember)
+        pool = Pool(settings, catalog, ThisMachine(), quantised, estimates, Metrics(), data_dir, residents.remember)
         stack.push_async_callback(pool.close)
         yield House(pool, catalog, residents, settings.models_dir, starts_file, others)
 

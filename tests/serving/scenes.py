@@ -154,7 +154,7 @@ def start(engine: int, model: str = "m", size: int = NEED, *, build: int = 1) ->
 
 def stop(engine: int, model: str = "m") -> Stop:
     """What is compared with `plain` effects: why it is stopped is for the log."""
-    return Stop(model, engine, "")
+    return Stop(model, engine, "", "requested")
 
 
 def wanted(model: str = "m") -> Residents:
@@ -174,8 +174,8 @@ def wake(seconds: float, model: str = "m") -> Wake:
 
 
 def plain(effects: Iterable[Effect]) -> list[Effect]:
-    """The effects without the reasons of stops."""
-    return [replace(effect, why="") if isinstance(effect, Stop) else effect for effect in effects]
+    """The effects without why engines are stopped."""
+    return [replace(effect, why="", reason="requested") if isinstance(effect, Stop) else effect for effect in effects]
 
 
 class Scene:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from modelops.serving import devices
 from modelops.serving.devices import Device, SimulatedMachine, ThisMachine
 from modelops.serving.placement import MB
+from nvml import A100, T4, Nvml
 
 
 # --- the host ---
@@ -125,69 +124,6 @@ def test_gpus_are_numbered_from_0_on_and_each_is_there_once(written: list[str]) 
 
 
 # --- NVIDIA's cards ---
-class Nvml:
-    """NVIDIA's library, as much of it as is asked: `cards` are what it tells, `refused` (function, card) what not."""
-
-    NVML_TEMPERATURE_GPU = 0
-
-    class NVMLError(Exception):
-        """What every function raises."""
-
-    def __init__(self, *cards: dict[str, Any], refused: set[tuple[str, int]] | None = None) -> None:
-        self.cards = cards
-        self.refused = refused or set()
-
-    def told(self, function: str, card: int) -> Any:
-        if (function, card) in self.refused:
-            raise self.NVMLError("Not Supported")
-        return self.cards[card].get(function)
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self.told("init", 0)
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        self.told("count", 0)
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:  # noqa: N802
-        self.told("handle", number)
-        return number
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int | None) -> Any:  # noqa: N802
-        if handle is None:
-            raise self.NVMLError("Invalid Argument")
-        total, free = self.told("memory", handle)
-        return SimpleNamespace(total=total, free=free)
-
-    def nvmlDeviceGetName(self, handle: int) -> Any:  # noqa: N802
-        return self.told("name", handle or 0)
-
-    def nvmlDeviceGetUUID(self, handle: int) -> Any:  # noqa: N802
-        return self.told("uuid", handle or 0)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> Any:  # noqa: N802
-        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.told("processes", handle or 0)]
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
-        return SimpleNamespace(gpu=self.told("busy", handle or 0), memory=99)
-
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> Any:  # noqa: N802
-        assert sensor == self.NVML_TEMPERATURE_GPU
-        return self.told("heat", handle or 0)
-
-
-A100: dict[str, Any] = {
-    "name": "A100",
-    "uuid": "GPU-a1",
-    "memory": (40 * MB, 30 * MB),
-    "processes": [(7, 4 * MB), (8, 5 * MB), (7, MB)],
-    "busy": 60,
-    "heat": 55,
-}
-T4: dict[str, Any] = {"name": b"T4", "memory": (16 * MB, 16 * MB), "processes": [(9, None)], "busy": 0, "heat": 30}
-T4["uuid"] = b"GPU-b2"
-
-
 def gpus(monkeypatch: pytest.MonkeyPatch, nvml: Nvml) -> list[Device]:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
@@ -243,10 +179,10 @@ def test_a_card_that_does_not_tell_something_is_there_all_the_same(monkeypatch: 
     full = gpus(monkeypatch, Nvml(A100))[0]
     (card,) = gpus(monkeypatch, Nvml(A100, refused={(what, 0)}))
     assert (card.total, card.free) == (40 * MB, 30 * MB)
-    told = {
+    told: dict[str, tuple[object, object, object]] = {
         "processes": (card.used_by, full.used_by, {}),
-        "busy": (card.utilization_percent, full.utilization_percent, 0.0),
-        "heat": (card.temperature_celsius, full.temperature_celsius, 0.0),
+        "busy": (card.utilization_percent, full.utilization_percent, None),
+        "heat": (card.temperature_celsius, full.temperature_celsius, None),
         "name": (card.name, full.name, "NVIDIA"),
         "uuid": (card.uuid, full.uuid, ""),
     }

@@ -116,7 +116,7 @@ def test_the_start_waits_until_who_was_evicted_is_gone() -> None:
 def test_the_reason_of_the_stop_names_who_needs_the_memory() -> None:
     made = full()
     effects = made.scheduler.on(ask(1), made.now, made.room)
-    assert Stop("a", 1, "'m' needs its memory") in effects
+    assert Stop("a", 1, "'m' needs its memory", "memory") in effects
 
 
 def test_the_start_waits_for_all_of_them() -> None:

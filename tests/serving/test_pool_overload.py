@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from serving.house import PROMPT, House, Make
 from support import tiny_gguf
 
 
-async def waiting(house: House, caller: str, **asked: int) -> asyncio.Task[str]:
+async def waiting(house: House, caller: str, **asked: Any) -> asyncio.Task[str]:
     """A request of that caller that waits for a slot; it gives its caller's name."""
 
     async def ask() -> str:

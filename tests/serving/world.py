@@ -198,7 +198,7 @@ class World:
                     assert self.slots.pop(ticket)
                 case Start():
                     self._started(effect)
-                case Stop(name, number, why):
+                case Stop(name, number, why, _):
                     assert number not in self.stopped, "stopped twice"
                     assert number in self.processes or self.made.engines[number].blocked_on, "nothing to stop"
                     assert not self.made.engines[number].active, "stopped in mid-use"

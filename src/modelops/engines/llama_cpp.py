@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from modelops import logs
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
 from modelops.engines.base import EngineBroke, EngineSpec, Piece, Prompt
 from modelops.engines.hearing import Hearing
@@ -79,9 +79,7 @@ class Engine:
         self.spec = spec
         self._socket = socket
         self._key = secrets.token_urlsafe(24)
-        self._process = Process(
-            f"engine {spec.model_name}", logging.getLogger(f"modelops.engine.{spec.model_name}").debug
-        )
+        self._process = Process(f"engine {spec.model_name}", logs.engine_lines(spec.model_name))
         self._tasks = Tasks(f"engine {spec.model_name}")
         self._hung = ""  # why it was ended
         self._hearing = Hearing(

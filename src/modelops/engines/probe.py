@@ -114,7 +114,8 @@ async def project(spec: EngineSpec, timeout_s: float = 10.0) -> Projection | Non
             finally:
                 await process.kill()
     except OSError as error:
-        log.debug("the probe of '%s' could not be started: %s", spec.model_name, error.strerror)
+        name = spec.model_name
+        log.debug("the probe of '%s' could not be started: %s", name, error.strerror, extra={"model": name})
     return parse(rows)
 
 

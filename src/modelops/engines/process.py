@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from modelops.engines import guard
+from modelops.logs import one_line
 from modelops.tasks import Tasks
 
 _GUARD = guard.__file__
@@ -200,7 +201,7 @@ class Process:
         # The paths that we gave it are known to the letter; any other is known by its looks.
         for path in self._paths:
             said = said.replace(path, Path(path).name)
-        return f"{how}: {_FOLDERS.sub('', said)[:300]}" if said else how
+        return f"{how}: {one_line(_FOLDERS.sub('', said)[:300])}" if said else how  # a terminal may show it
 
 
 def _descendants(pid: int) -> list[int]:

@@ -65,7 +65,9 @@ def resting(name: str, model: Model, now: float) -> Overloaded:
     else:
         how, left = "one request is trying it now", model.load_s(now) + model.pace.service_s
     return Overloaded(
-        f"'{name}' has failed ({model.breaker.reason}); {how}", retry_after_s=max(LEAST_S, round(left, 3))
+        f"'{name}' has failed ({model.breaker.reason}); {how}",
+        retry_after_s=max(LEAST_S, round(left, 3)),
+        reason="breaker_open",
     )
 
 
@@ -76,6 +78,7 @@ def not_loading(name: str, model: Model, now: float) -> Overloaded:
         f"loads of '{name}' fail again and again ({model.breaker.reason}); the next may be tried in "
         f"{math.ceil(left)} s; to forget it and try at once, unload it with force",
         retry_after_s=max(LEAST_S, round(left, 3)),
+        reason="load_backoff",
     )
 
 
@@ -88,7 +91,7 @@ def _full(name: str, model: Model, now: float) -> Overloaded:
     why = f"'{name}' is answering as many requests as it can, and none may wait for it; try again"
     if waiting:
         why = f"{waiting} requests already wait for '{name}', with about {model.queue.prompt_tokens} tokens; try again"
-    return Overloaded(why, retry_after_s=round(model.appointment - now, 3))
+    return Overloaded(why, retry_after_s=round(model.appointment - now, 3), reason="queue_full")
 
 
 # --- out ---

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 _NO_ENTRY = ModelEntry()
 _POLICY = sources.Policy()
 _POOLING_RANK = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
+#: What a model may be called; a file of another name is not found by itself.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Catalog:
                     "'%s' was registered before, and not as the catalogue says now: it stays as it was; register that "
                     "as its next version and activate it, or remove '%s' to let it begin anew",
                     *(name, name),
+                    extra={"model": name},
                 )
 
     async def close(self) -> None:
@@ -122,6 +124,10 @@ class Catalog:
     def names(self) -> list[str]:
         """The registered names, sorted."""
         return sorted(self._models)
+
+    def knows(self, name: str) -> bool:
+        """Whether `name` is registered."""
+        return name in self._models
 
     def preloaded(self) -> list[str]:
         """The models that the catalogue file wants loaded at the start."""
@@ -317,7 +323,9 @@ class Catalog:
                 if name not in self._models:  # its first: after a restart it is still the one that answers
                     await self._residents.set_active(name, added.number, 0)
                 self._remember(added)
-                log.info("registered %s from %s", name, file.name)
+                label = self._models[name].versions[added.number].label
+                told = {"model": name, "version": label, "file": file.name, "bytes": size}
+                log.info("registered %s from %s", name, file.name, extra=told)
             return self._models[name].versions[self._known[identity]]
 
     def _remember(self, row: VersionRow) -> None:
@@ -349,7 +357,7 @@ class Catalog:
         With `fetch` one that the catalogue file names is fetched where that is needed. Raises InvalidRequest where
         there is a new file, and it is no model.
         """
-        if name not in self._models and _NAME.fullmatch(name):
+        if name not in self._models and NAME.fullmatch(name):
             for file in await asyncio.to_thread(self._scan, name):
                 await self._discover(name, file, strict=True)
         entry = self._entries.get(name)
@@ -374,10 +382,11 @@ class Catalog:
         # A file that was replaced is a new version of its model. Another file of a known name is left alone, and so is
         # a file that somebody has registered under another name.
         ours = self.active(name).file == file if name in self._models else file not in self._files
-        if not ours or not _NAME.fullmatch(name):
+        if not ours or not NAME.fullmatch(name):
             return
         if not self._inside(file):
-            log.warning("skipping %s: the link leads out of the model roots", entry.name)
+            told = {"model": name, "file": entry.name}
+            log.warning("skipping %s: the link leads out of the model roots", entry.name, extra=told)
             return
         try:
             header = await asyncio.to_thread(gguf.read_header, file)
@@ -385,7 +394,8 @@ class Catalog:
         except ModelOpsError as error:
             if strict:
                 raise
-            log.warning("skipping a file under the model roots: %s", error)
+            told = {"model": name, "file": entry.name}
+            log.warning("skipping a file under the model roots: %s", error, extra=told)
         else:
             known = name in self._models
             found = await self._register(name, file, self.active(name).model_type if known else natural_type(header))
@@ -393,18 +403,7 @@ class Catalog:
 
     def wish(self, name: str) -> Wish:
         """How `name` is to be run where no caller says so."""
-        entry = self._entries.get(name)
-        if entry is None:
-            return Wish()
-        return Wish(
-            quantization=entry.quantization,
-            gpu_layers=entry.gpu_layers,
-            context_length=entry.context_length,
-            slots=entry.slots,
-            cache_type=entry.cache_type,
-            keep_alive_s=entry.keep_alive,
-            pinned=entry.pin,
-        )
+        return wish_of(self._entries.get(name, _NO_ENTRY))
 
     def entry(self, name: str) -> ModelEntry:
         """What the catalogue file says of `name`."""
@@ -522,6 +521,19 @@ def _delete(file: Path) -> int:
             part.unlink()
             freed += size
     return freed
+
+
+def wish_of(entry: ModelEntry) -> Wish:
+    """How the model of that entry is to be run where no caller says so."""
+    return Wish(
+        quantization=entry.quantization,
+        gpu_layers=entry.gpu_layers,
+        context_length=entry.context_length,
+        slots=entry.slots,
+        cache_type=entry.cache_type,
+        keep_alive_s=entry.keep_alive,
+        pinned=entry.pin,
+    )
 
 
 def natural_type(header: gguf.Header) -> ModelType:

@@ -18,6 +18,9 @@ from modelops.serving.placement import HOST, MB
 
 log = logging.getLogger(__name__)
 
+#: Of all cores together: the system counts in hundredths of a second, and says little of less.
+_SHORTEST_S = 0.2
+
 _SIMULATED = re.compile(r"(?P<device>cpu|gpu\d+)=(?P<total>\d+)(/(?P<used>\d+))?")
 
 
@@ -26,15 +29,15 @@ class Device:
     """One device, "cpu" for the host's RAM and "gpu0", "gpu1", … in NVML's order. Sizes in bytes.
 
     `used_by` is what each process holds, where the device tells; `uuid` is the driver's name for a GPU, which no other
-    has; `simulated` devices do not show what engines take.
+    has; what a card does not tell is None; `simulated` devices do not show what engines take.
     """
 
     device: str
     name: str
     total: int
     free: int
-    utilization_percent: float = 0.0
-    temperature_celsius: float = 0.0
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
     used_by: Mapping[int, int] = field(default_factory=dict)
     uuid: str = ""
     simulated: bool = False
@@ -107,9 +110,29 @@ def host(root: Path = Path("/")) -> Device:
     return Device(HOST, f"{platform.machine()} RAM", total, min(free, total))
 
 
-def cpu_percent() -> float:
-    """How busy the host's cores were since the last call."""
-    return psutil.cpu_percent()
+class CpuMeter:
+    """How busy the host's cores are: each reader has its own, or they would shorten each other's time."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+        self._percent = 0.0
+
+    def percent(self) -> float:
+        """Since the last call; as then, where that was just now."""
+        now = _cpu_seconds()
+        busy, whole = now[0] - self._before[0], now[1] - self._before[1]
+        if whole >= _SHORTEST_S:
+            self._before, self._percent = now, max(0.0, min(100.0, 100 * busy / whole))
+        return round(self._percent, 1)
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Seconds of all cores together: busy, and all."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # What guests used is in what users did.
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return whole - idle, whole
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -179,15 +202,15 @@ def _gpu(nvml: Any, number: int) -> Device:
     used_by: dict[int, int] = {}
     for process in _told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), ()):
         used_by[process.pid] = used_by.get(process.pid, 0) + (process.usedGpuMemory or 0)
-    busy = _told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu, 0)
-    heat = _told(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU), 0)
+    busy = _told(nvml, lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu), None)
+    heat = _told(nvml, lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)), None)
     return Device(
         f"gpu{number}",
         _text(name),
         int(memory.total) if memory else 0,
         int(memory.free) if memory else 0,
-        utilization_percent=float(busy),
-        temperature_celsius=float(heat),
+        utilization_percent=busy,
+        temperature_celsius=heat,
         used_by=used_by,
         uuid=_text(uuid),
     )

@@ -92,9 +92,15 @@ class Estimate:
 
 
 def choose(
-    computed: Need, projected: int | None, same: Past | None, other: Past | None, driver: int | None = None
+    computed: Need,
+    projected: int | None,
+    same: Past | None,
+    other: Past | None,
+    driver: int | None = None,
+    *,
+    model: str = "",
 ) -> Estimate:
-    """The best figure there is. Pure, but that it logs a formula that is far off.
+    """The best figure there is. Pure, but that it logs a formula that is far off, with the name of the `model`.
 
     `same` is a load with the same settings: what it took. Else `other`, one of the same file with other settings: what
     is foretold now and what that one took more than was foretold then. Else what is foretold: by the engine, or by
@@ -112,7 +118,8 @@ def choose(
         total = foretold
     reference = same.measured if same else projected
     if reference and abs(computed.total - reference) > _TELLING * reference:
-        log.warning("the formula says %s where the engine says %s", _mb(computed.total), _mb(reference))
+        told = {"model": model, "computed": computed.total, "reference": reference}
+        log.warning("the formula says %s where the engine says %s", _mb(computed.total), _mb(reference), extra=told)
     return Estimate(
         need=computed.corrected(total - computed.total, driver),
         computed=computed.total,
@@ -200,7 +207,7 @@ class Estimates:
                 driver = known + more_driver(header)
             driver += beside_units(projection, computed) - computed.compute
         other = next((past for past in map(_past, _others(rows, key)) if past), None)
-        chosen = choose(computed, row.projected or None, _past(row), other, driver)
+        chosen = choose(computed, row.projected or None, _past(row), other, driver, model=spec.model_name)
         return replace(chosen, projection=projection)
 
     async def _asked(self, spec: EngineSpec, header: Header, computed: Need, device: str) -> EstimateRow:
@@ -247,7 +254,7 @@ async def _projection(spec: EngineSpec) -> Projection | None:
         try:
             file = await asyncio.to_thread(write_skeleton, spec.file, Path(folder))
         except (OSError, ModelOpsError) as error:
-            log.debug("'%s' cannot be probed: %s", spec.model_name, error)
+            log.debug("'%s' cannot be probed: %s", spec.model_name, error, extra={"model": spec.model_name})
             return None
         return await project(replace(spec, file=file))
 

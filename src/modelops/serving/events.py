@@ -50,6 +50,9 @@ class Usage:
         """Both together."""
         return self.prompt_tokens + self.answer_tokens
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.answer_tokens + other.answer_tokens)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -213,6 +216,9 @@ class Drain:
     """From now on only what has been accepted is finished."""
 
 
+#: Another model needs its memory, its keep-alive is over, somebody asked for it, another engine took its place, or it
+#: ended by itself.
+StopReason = Literal["memory", "keep_alive", "requested", "replaced", "crashed"]
 Event = (
     Register
     | Ask
@@ -270,11 +276,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop the engine, or its start; answer with Stopped."""
+    """Stop the engine, or its start; answer with Stopped. `why` is for people, `reason` for those who count."""
 
     model: str
     engine: int
     why: str
+    reason: StopReason
 
 
 @dataclass(frozen=True)

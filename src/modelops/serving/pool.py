@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from modelops.api.errors import (
 )
 from modelops.engines.base import EngineBroke
 from modelops.engines.llama_cpp import Engine
+from modelops.metrics import Metrics
+from modelops.metrics.families import EVICTIONS, LOAD_DURATION, LOAD_FAILURES, QUEUE_WAIT, SWAP_DURATION
 from modelops.serving.admission import Bounds
 from modelops.serving.builds import Build, Builds
 from modelops.serving.catalog import Catalog, Version
@@ -59,6 +62,7 @@ from modelops.serving.events import (
     Wake,
 )
 from modelops.serving.memory import Need
+from modelops.serving.meter import Meter
 from modelops.serving.placement import HOST, MB, Bill, Layout, Plan, Wants
 from modelops.serving.quantised import Quantised
 from modelops.serving.running import Running, room
@@ -70,6 +74,7 @@ from modelops.serving.views import Lease, View, view_of
 from modelops.serving.wishes import Wish
 from modelops.settings import Settings
 from modelops.tasks import Tasks
+from modelops.tracing import NO_SPAN, Span, acting_for, current, part
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +98,7 @@ class Pool:
         machine: Machine,
         quantised: Quantised,
         estimates: Estimates,
+        metrics: Metrics,
         runtime_dir: Path,
         remember: Remember = lambda name, wish: None,
     ) -> None:
@@ -100,6 +106,8 @@ class Pool:
         self._catalog = catalog
         self._machine = machine
         self._estimates = estimates
+        self._metrics = metrics
+        self._meter = Meter()
         self._runtime_dir = runtime_dir
         self._remember = remember
         self._noting: asyncio.Task[None] | None = None
@@ -114,6 +122,7 @@ class Pool:
         self._builds = Builds(settings.engine, machine, quantised, estimates)
         self._running: dict[int, Running] = {}
         self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._spans: dict[int, Span] = {}  # of those that wait
         self._asking: dict[int, ModelOpsError | None] = {}  # requests, and why their slot was taken away
         self._wishes: dict[str, Wish] = {}  # of what was loaded: how its name is loaded again
         self._tickets = itertools.count(1)
@@ -133,26 +142,29 @@ class Pool:
         share: Share = ANYBODY,
         prompt_bytes: int = 0,
         answer_tokens: int = 0,
+        span: Span = NO_SPAN,
     ) -> AsyncIterator[Lease]:
         """A slot of `name`'s engine until the context is left; loads the model where that is needed and allowed.
 
         `deadline` is on the loop's clock; `keep_alive_s` holds once the request has ended, negative for ever, None as
         the model's own. `share` says whose the request is; `prompt_bytes` (of UTF-8) and `answer_tokens` (at most) how
-        much it asks for. Raises ModelOpsError where there will be no slot: Overloaded where the queue is full, or the
-        model has failed lately, with when to come back.
+        much it asks for; the wait is a part of `span`. Raises ModelOpsError where there will be no slot: Overloaded
+        where the queue is full, or the model has failed lately, with when to come back.
         """
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._prepare(name)
-        except TimeoutError:
-            raise DeadlineExceeded(f"the time ran out while looking at the file of '{name}'") from None
+        began = time.perf_counter()
         ticket = next(self._tickets)
+        closing: Close | None = None
         self._asking[ticket] = None
         residency = None if keep_alive_s is None else Residency(keep_alive_s if keep_alive_s >= 0 else None)
         ask = Ask(ticket, name, residency, share, prompt_bytes, answer_tokens)
-        closing = Close(ticket, name)
         try:
-            number = await self._wait(ticket, ask, deadline, f"waiting for a slot of '{name}'")
+            try:
+                with part(span, "queue", {"modelops.model": name}) as waiting, acting_for(waiting):
+                    await self._prepare(name, deadline)
+                    closing = Close(ticket, name)
+                    number = await self._wait(ticket, ask, deadline, f"waiting for a slot of '{name}'")
+            finally:  # also of those who never got one
+                self._metrics.observe(QUEUE_WAIT, time.perf_counter() - began, name)
             if why := self._asking[ticket]:
                 raise why
             running = self._running.get(number)
@@ -161,14 +173,17 @@ class Pool:
             running.last_used_at = datetime.now(UTC)
             expected = self._scheduler.models[name].pace.prompt_tokens(prompt_bytes)
             lease = Lease(running.build.version, running.engine, lambda: self._asking[ticket], expected)
+            self._meter.began(name, ticket, lambda: lease.usage)
             try:
                 yield lease
             finally:
+                self._meter.ended(name, ticket)
                 closing = Close(ticket, name, lease.outcome, lease.usage)
             self._measure(ticket)
         finally:
             del self._asking[ticket]
-            self._dispatch(closing)
+            if closing is not None:
+                self._dispatch(closing)
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
         """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …"""
@@ -185,6 +200,7 @@ class Pool:
         """Begin to load `version` and return at once; the view tells the rest. Refusals are raised as in `load`."""
         ticket = await self._begin_load(version, wish)
         future = self._waiting[ticket] = self._loop.create_future()
+        self._spans[ticket] = current()
         future.add_done_callback(lambda done: self._forget(ticket, done))
         self._dispatch(Load(ticket, version.model_name))
         if future.done():
@@ -199,7 +215,7 @@ class Pool:
         What has begun goes on when its caller leaves or its time runs out: the version that serves is the active one.
         Raises Conflict where the model is not loaded, InsufficientMemory where both do not fit.
         """
-        name = version.model_name
+        name, began = version.model_name, time.perf_counter()
         running = self._current(name)
         if running is None:
             raise Conflict(f"'{name}' is not loaded")
@@ -211,7 +227,7 @@ class Pool:
         self._catalog.version(name, version.label)  # it may have been removed meanwhile
         ticket = next(self._tickets)
         event = Swap(ticket, name, build.candidate, _residency(build.wish, self._settings), drain_first)
-        swapping = self._tasks.start(f"swap {name}", self._swap(event, version), expected=(ModelOpsError,))
+        swapping = self._tasks.start(f"swap {name}", self._swap(event, version, began), expected=(ModelOpsError,))
         await asyncio.wait([swapping], timeout=max(0.0, deadline - self._loop.time()))
         if not swapping.done():
             raise DeadlineExceeded(f"the time ran out while activating '{name}' {version.label}")
@@ -220,8 +236,9 @@ class Pool:
         swapping.result()
         return self.view(name)
 
-    async def _swap(self, event: Swap, version: Version) -> None:
+    async def _swap(self, event: Swap, version: Version, began: float) -> None:
         await self._wait(event.ticket, event, None, f"activating '{event.model}' {version.label}")
+        self._metrics.observe(SWAP_DURATION, time.perf_counter() - began, event.model)
         await self._catalog.activate(version)
 
     async def unload(self, name: str, *, force: bool, deadline: float) -> int:
@@ -278,7 +295,8 @@ class Pool:
         running = self._current(name)
         if running:
             version = self._catalog.known(running.build.version)
-        return view_of(version, model, running, self._held(name), self._loop.time())
+        usage = self._meter.total(name)
+        return view_of(version, model, running, self._held(name), usage, self._loop.time())
 
     def resident(self, name: str) -> bool:
         """Whether `name` is loaded, or on its way to be, or to go."""
@@ -293,9 +311,13 @@ class Pool:
         """Every registered model as it stands, by name."""
         return [self.view(name) for name in self._catalog.names()]
 
-    def reserved(self, device: str) -> int:
-        """What the ledger holds of `device`, in bytes."""
-        return self._scheduler.ledger.total(device)
+    def reserved(self) -> dict[str, int]:
+        """What the ledger holds of each device of which it holds anything, in bytes."""
+        held: dict[str, int] = {}
+        for sizes in self._scheduler.ledger.reserved.values():
+            for device, size in sizes.items():
+                held[device] = held.get(device, 0) + size
+        return held
 
     # --- the end ---
     async def drain(self, seconds: float) -> None:
@@ -353,8 +375,12 @@ class Pool:
                     self._loop.call_soon(self._dispatch, Loaded(name, number, {}))
                     return
                 running = self._running[number] = self._prepared(build, layout)
-                running.starting = self._tasks.start(f"load {name}", self._start(name, number, running))
-            case Stop(name, number, why):
+                running.starting = self._tasks.start(
+                    f"load {name}", self._start(name, number, running, self._beginner(name))
+                )
+            case Stop(name, number, why, reason):
+                if number in self._running:  # or it is a loan, or was never started
+                    self._metrics.count(EVICTIONS, name, reason)
                 self._tasks.start(f"unload {name}", self._stop(name, number, why))
             case Wake(event, seconds):
                 key = (event.model, type(event))
@@ -370,22 +396,33 @@ class Pool:
         spec = laid_out(build.tuned.spec, layout, uuids)
         return Running(build, layout, Engine(spec, self._runtime_dir / f"{next(self._numbers)}.sock"))
 
-    async def _start(self, name: str, number: int, running: Running) -> None:
+    def _beginner(self, name: str) -> Span:
+        """Of whoever has waited longest for what is loaded now. What comes back after a crash is loaded for nobody,
+        unless somebody asks for the load."""
+        model = self._scheduler.models[name]
+        waiting = model.swaps or [*model.loads, *(() if model.crashes else model.queue)]
+        return self._spans.get(min(waiting, default=0), NO_SPAN)
+
+    async def _start(self, name: str, number: int, running: Running, beginner: Span) -> None:
         engine, version = running.engine, running.build.version
-        log.info("loading %s %s", name, version.label)
-        began = self._loop.time()
+        about = {"model": name, "version": version.label}
+        log.info("loading %s %s", name, version.label, extra=about)
+        began = time.perf_counter()
         try:
-            await engine.start()
+            with part(beginner, f"load {name}", {"modelops.model": name, "modelops.version": version.label}):
+                await engine.start()
         except ModelOpsError as error:
-            log.warning("loading %s failed: %s", name, error)
+            log.warning("loading %s failed: %s", name, error, extra=about)
             self._failed(name, number, error)
             return
         except Exception:
-            log.exception("loading %s failed", name)
+            log.exception("loading %s failed", name, extra=about)
             self._failed(name, number, InternalError(f"loading '{name}' failed; the log has the reason"))
             return
         running.loaded(datetime.now(UTC))
-        log.info("loaded %s in %.1f s", name, self._loop.time() - began)
+        took = time.perf_counter() - began
+        self._metrics.observe(LOAD_DURATION, took, name)
+        log.info("loaded %s in %.1f s", name, took, extra=about | {"seconds": round(took, 3)})
         self._tasks.start(f"watch {name}", self._watch(name, number, running))
         self._wishes[name] = running.build.wish
         try:
@@ -398,6 +435,7 @@ class Pool:
     def _failed(self, name: str, number: int, error: ModelOpsError) -> None:
         if not self._scheduler.engines[number].stopping:  # else Stopped follows, and the record is still needed
             del self._running[number]
+        self._metrics.count(LOAD_FAILURES, name, error.code)
         self._dispatch(LoadFailed(name, number, error))
 
     async def _watch(self, name: str, number: int, running: Running) -> None:
@@ -405,7 +443,7 @@ class Pool:
         engine = self._scheduler.engines.get(number)
         if engine is None or engine.stopping:
             return
-        log.warning("the engine of %s %s", name, ended.reason)
+        log.warning("the engine of %s %s", name, ended.reason, extra={"model": name, "engine": number})
         self._dispatch(Exited(name, number, ended.reason))
 
     async def _stop(self, name: str, number: int, why: str) -> None:
@@ -418,11 +456,11 @@ class Pool:
                 pids = running.pids | running.engine.pids()
                 await running.engine.stop()
                 await self._shown_free(pids)
-                log.info("unloaded %s %s: %s", name, running.build.version.label, why)
+                version = running.build.version.label
+                log.info("unloaded %s %s: %s", name, version, why, extra={"model": name, "version": version})
         except Exception:
-            log.exception(
-                "unloading %s failed", name
-            )  # what waits for its memory is told all the same, and looks again
+            # What waits for its memory is told all the same, and looks again.
+            log.exception("unloading %s failed", name, extra={"model": name})
         self._running.pop(number, None)  # not before it is gone: `close` must find one that is still ending
         self._dispatch(Stopped(name, number))
 
@@ -440,14 +478,19 @@ class Pool:
             running.engine.pause() if paused else running.engine.resume()
 
     # --- preparing a load ---
-    async def _prepare(self, name: str) -> None:
+    async def _prepare(self, name: str, deadline: float) -> None:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
         model = self._scheduler.models.get(name)
-        if model is None or (model.phase in ("available", "failed") and not self._refuses(name, model)):
-            version = None
-            while version is None or self._catalog.active(name).number != version.number:  # another was activated
-                version = await self._catalog.find(name, fetch=True)
-                await self._register(version, self._wishes.get(name) or self._catalog.wish(name))
+        if model and (model.phase not in ("available", "failed") or self._refuses(name, model)):
+            return
+        version = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                while version is None or self._catalog.active(name).number != version.number:  # another was activated
+                    version = await self._catalog.find(name, fetch=True)
+                    await self._register(version, self._wishes.get(name) or self._catalog.wish(name))
+        except TimeoutError:
+            raise DeadlineExceeded(f"the time ran out while looking at the file of '{name}'") from None
 
     def _refuses(self, name: str, model: Model) -> bool:
         """Whether a request would be refused because of what has failed, which another version has not."""
@@ -492,7 +535,7 @@ class Pool:
         Raises what it was refused with, or DeadlineExceeded.
         """
         future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting[ticket] = future
+        self._waiting[ticket], self._spans[ticket] = future, current()
         try:
             self._dispatch(event)
             async with asyncio.timeout_at(deadline):
@@ -500,7 +543,7 @@ class Pool:
         except TimeoutError:
             raise DeadlineExceeded(f"the time ran out while {what}") from None
         finally:
-            del self._waiting[ticket]
+            del self._waiting[ticket], self._spans[ticket]
 
     async def _noted(self) -> None:
         """Wait until the state file holds what a restart has to bring back: nobody is told before that it will."""
@@ -508,7 +551,7 @@ class Pool:
             await asyncio.wait([self._noting])
 
     def _forget(self, ticket: int, future: asyncio.Future[int]) -> None:
-        del self._waiting[ticket]
+        del self._waiting[ticket], self._spans[ticket]
         if not future.cancelled():
             future.exception()  # the model's own state tells it
 

@@ -137,7 +137,7 @@ async def _run(plan: Plan, partial: Path, progress: Progress, stall_s: float) ->
 
     def heard(line: str) -> None:
         nonlocal said
-        log.debug("%s", line)
+        log.debug("%s", line, extra={"file": plan.name})
         if not working:
             return
         if found := _PROGRESS.fullmatch(line):

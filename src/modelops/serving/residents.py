@@ -64,10 +64,12 @@ class Residents:
         await self._tasks.finish()
 
     async def _load(self, catalog: Catalog, pool: Pool, wanted: list[tuple[str, Wish]]) -> None:
-        log.info("loading %s", ", ".join(name for name, _ in wanted))
+        names = [name for name, _ in wanted]
+        log.info("loading %s", ", ".join(names), extra={"models": names})
         for name, wish in wanted:
             try:
                 if not pool.resident(name):  # its first caller may have been faster
                     await pool.start_load(await catalog.find(name, fetch=True), wish)
             except ModelOpsError as error:
-                log.warning("%s is wanted and was not loaded: %s", name, error.message)
+                told = {"model": name, "code": error.code}
+                log.warning("%s is wanted and was not loaded: %s", name, error.message, extra=told)

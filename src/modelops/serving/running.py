@@ -32,6 +32,7 @@ class Running:
     pids: set[int] = field(default_factory=set)  # when it was loaded
     at_load: int = 0  # bytes of RAM that it had taken before its first request
     measured: bool = False
+    seen: int = 0  # bytes that it was last seen to hold, on all devices; 0: not known
     looked_at: float = 0.0  # on the clock of whoever looks
 
     def loaded(self, now: datetime) -> None:
@@ -48,7 +49,10 @@ class Running:
     def holds(self, devices: Sequence[Device]) -> dict[str, int]:
         """Bytes of each device that its processes are shown to hold: what is resident of RAM, and of GPUs that tell."""
         held = {HOST: self.engine.memory_bytes()}
-        return held | {device: size for device, size in self._on_gpus(devices).items() if size}
+        held |= {device: size for device, size in self._on_gpus(devices).items() if size}
+        told = len(held) > 1 or not self.layout.gpu_layers  # a container's GPUs may not tell which is whose
+        self.seen = sum(held.values()) if told else 0
+        return held
 
     def taken(self, devices: Sequence[Device]) -> Taken | None:
         """What it has taken after its first answer; None where that says nothing of the next one like it."""

@@ -56,6 +56,7 @@ from modelops.serving.events import (
     Start,
     Stop,
     Stopped,
+    StopReason,
     Swap,
     Unload,
     Wake,
@@ -142,7 +143,7 @@ class Scheduler:
                     return
                 # A clock's ticks and a timer's are not the same: a hair too early is not too early.
                 if model.idle and stays is not None and now - model.idle_since >= stays - 0.01:
-                    yield from self._leave(name, model, "its keep-alive is over")
+                    yield from self._leave(name, model, "its keep-alive is over", "keep_alive")
 
     # --- requests ---
     def _ask(self, ask: Ask, model: Model, now: float, room: Room) -> Iterator[Effect]:
@@ -166,12 +167,12 @@ class Scheduler:
             if engine is model.engine:
                 model.unanswered = False
             elif not engine.active:
-                yield from self._stop(engine, "it was replaced")
+                yield from self._stop(engine, "it was replaced", "replaced")
         yield from settle(close, model, engine, now)
         if model.phase in ("loaded", "unloading"):
             yield from fill(model, now)
         if model.phase == "unloading":
-            yield from self._stop_when_done(model, "unloaded")
+            yield from self._stop_when_done(model, "unloaded", model.leaving)
         else:
             yield from self._idle(close.model, model, now)
 
@@ -184,7 +185,7 @@ class Scheduler:
         if stays == 0 and model.unanswered:
             return  # it was loaded for an answer, which is still to come
         if stays is not None and stays <= 0:
-            yield from self._leave(name, model, "its keep-alive is 0")
+            yield from self._leave(name, model, "its keep-alive is 0", "keep_alive")
         elif stays is not None:
             yield Wake(IdleDue(name), stays)
 
@@ -215,7 +216,8 @@ class Scheduler:
             model.becomes(swap.candidate, swap.residency)
             model.loads.append(ticket)
             self._enter(model, "unloading", now)
-            yield from self._stop_when_done(model, "another version follows")
+            model.leaving = "replaced"
+            yield from self._stop_when_done(model, "another version follows", "replaced")
         else:
             model.swaps.append(ticket)
             yield from self._begin_swap(name, model, swap.candidate, swap.residency, now, room)
@@ -264,7 +266,7 @@ class Scheduler:
             evicted = self.models[victim].engine
             assert evicted is not None
             engine.blocked_on.add(evicted.number)
-            yield from self._leave(victim, self.models[victim], f"'{name}' needs its memory")
+            yield from self._leave(victim, self.models[victim], f"'{name}' needs its memory", "memory")
         free = freed(free, [self.ledger.reserved[number] for number in engine.blocked_on])
         short = [device for device, size in plan.layout.reserve.items() if size > free.get(device, 0)]
         engine.blocked_on |= {number for number, held in going.items() if any(held.get(device) for device in short)}
@@ -281,7 +283,7 @@ class Scheduler:
             model.retiring[present.number] = present
             yield from grant_all(model.swaps)
             if not present.active:
-                yield from self._stop(present, "it was replaced")
+                yield from self._stop(present, "it was replaced", "replaced")
         else:
             self._enter(model, "loaded", now)
             model.fallback = None
@@ -320,7 +322,7 @@ class Scheduler:
             yield Refuse(ticket, Conflict(f"'{name}' is being loaded; wait for it, or unload it with force"))
             return
         yield from forget(name, model)
-        gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0)
+        gone = Overloaded(f"'{name}' was unloaded", retry_after_s=1.0, reason="unloaded")
         if model.phase in ("available", "failed", "restarting"):  # no engine is left but what was replaced
             model.phase, model.error, model.crashes = "available", None, 0
             model.breaker.close()
@@ -329,7 +331,7 @@ class Scheduler:
                 yield Grant(ticket)
                 return
         model.unloads.append(ticket)
-        model.phase = "unloading"
+        model.phase, model.leaving = "unloading", "requested"
         if force:
             model.breaker.close()
             for engine in [model.engine, *model.retiring.values()]:
@@ -341,25 +343,25 @@ class Scheduler:
             for engine in [model.incoming, *model.retiring.values()]:
                 if engine:
                     model.retiring[engine.number] = engine
-                    yield from self._stop(engine, "unloaded")
+                    yield from self._stop(engine, "unloaded", "requested")
             model.incoming = None
-        yield from self._stop_when_done(model, "unloaded")
+        yield from self._stop_when_done(model, "unloaded", "requested")
 
-    def _leave(self, name: str, model: Model, why: str) -> Iterator[Effect]:
+    def _leave(self, name: str, model: Model, why: str, reason: StopReason) -> Iterator[Effect]:
         """An idle model goes."""
         assert model.engine is not None
         model.phase = "unloading"
         yield from forget(name, model)
-        yield from self._stop(model.engine, why)
+        yield from self._stop(model.engine, why, reason)
 
-    def _stop_when_done(self, model: Model, why: str) -> Iterator[Effect]:
+    def _stop_when_done(self, model: Model, why: str, reason: StopReason) -> Iterator[Effect]:
         if model.engine and not model.engine.active and not model.queue.ready:
-            yield from self._stop(model.engine, why)
+            yield from self._stop(model.engine, why, reason)
 
-    def _stop(self, engine: Engine, why: str) -> Iterator[Effect]:
+    def _stop(self, engine: Engine, why: str, reason: StopReason) -> Iterator[Effect]:
         if not engine.stopping:
             engine.stopping = True
-            yield Stop(engine.model, engine.number, why)
+            yield Stop(engine.model, engine.number, why, reason)
 
     def _exited(self, name: str, model: Model, number: int, reason: str, now: float, room: Room) -> Iterator[Effect]:
         engine = self.engines.get(number)
@@ -373,7 +375,7 @@ class Scheduler:
         if engine is model.incoming:  # it answered, and ended before that was told
             model.incoming, model.retiring[number] = None, engine
             yield from refuse_swaps(model, EngineFailed(f"the next engine of '{name}' {reason}"))
-        yield from self._stop(engine, reason)  # nothing of it runs any more: its memory is seen to be free
+        yield from self._stop(engine, reason, "crashed")  # nothing of it runs any more: its memory is seen to be free
         if engine is not model.engine:
             yield from self._idle(name, model, now)
             return

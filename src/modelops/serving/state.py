@@ -8,7 +8,7 @@ from typing import Literal
 
 from modelops.api.errors import ModelOpsError
 from modelops.serving.breaker import Breaker
-from modelops.serving.events import Ask, Candidate, Residency, Room
+from modelops.serving.events import Ask, Candidate, Residency, Room, StopReason
 from modelops.serving.fair import FairQueue
 from modelops.serving.pace import Pace
 from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Layout, Ledger, Plan, eviction_cost, freed, place
@@ -55,6 +55,7 @@ class Model:
     swaps: list[int] = field(default_factory=list)
     fallback: tuple[Candidate, Residency] | None = None  # what a swap was to replace, and what ended meanwhile
     unloads: list[int] = field(default_factory=list)
+    leaving: StopReason = "requested"  # why it is unloading
     keep: Residency | None = None  # of the last request that brought its own
     asked: dict[int, Ask] = field(default_factory=dict)  # by ticket: requests that wait or are served
     granted: dict[int, float] = field(default_factory=dict)  # by ticket: when it was given its slot

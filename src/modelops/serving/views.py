@@ -39,7 +39,8 @@ STATUS: dict[Phase, ModelStatus] = {
 
 @dataclass(frozen=True)
 class View:
-    """One model as it stands, for display only. `memory` is in bytes for each device."""
+    """One model as it stands, for display only. `memory` is in bytes for each device, reserved; `predicted` what its
+    engine was expected to take, `measured` what it was last seen to. `used`: anybody has wanted it since the start."""
 
     version: Version
     status: ModelStatus
@@ -58,9 +59,15 @@ class View:
     message: str = ""
     engine_pid: int = 0
     layout: Layout | None = None  # of its engine
+    predicted: int = 0
+    measured: int = 0
+    usage: Usage = field(default_factory=Usage)
+    used: bool = False
 
 
-def view_of(version: Version, model: Model, running: Running | None, held: Mapping[str, int], now: float) -> View:
+def view_of(
+    version: Version, model: Model, running: Running | None, held: Mapping[str, int], usage: Usage, now: float
+) -> View:
     """The view of `model`, where `version` answers, or would, at `now` on the clock of the model's times."""
     status = STATUS[model.phase]
     expires = None
@@ -92,6 +99,10 @@ def view_of(version: Version, model: Model, running: Running | None, held: Mappi
         message=message,
         engine_pid=running.engine.pid if running else 0,
         layout=running.layout if running else None,
+        predicted=sum(running.layout.reserve.values()) if running else 0,
+        measured=running.seen if running else 0,
+        usage=usage,
+        used=True,
     )
 
 

@@ -70,7 +70,8 @@ async def fetch(source: Source, target: Path, progress: Progress, policy: Policy
             elif kind == "failed":
                 raise _RAISED.get(values[0], FetchFailed)(values[1], details=values[2])
             elif kind == "fault":
-                log.error("fetching '%s' failed: %s", source.name, values[0])
+                told = {"file": source.name, "origin": source.origin}
+                log.error("fetching '%s' failed: %s", source.name, values[0], extra=told)
                 raise InternalError(f"'{source.name}' could not be fetched, by a fault of this program; the log has it")
 
 
