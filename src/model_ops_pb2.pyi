@@ -217,7 +217,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model_name: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress")
+    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress", "tokens_generated", "prompt_tokens", "breaker")
     class DevicesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +245,9 @@ class ModelInfo(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_GENERATED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     model_type: str
@@ -265,7 +268,10 @@ class ModelInfo(_message.Message):
     pinned: bool
     expires_at: _timestamp_pb2.Timestamp
     progress: float
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ...) -> None: ...
+    tokens_generated: int
+    prompt_tokens: int
+    breaker: str
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., breaker: _Optional[str] = ...) -> None: ...
 
 class WatchModelRequest(_message.Message):
     __slots__ = ("model_name",)
@@ -447,7 +453,7 @@ class DeviceStatus(_message.Message):
     def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., total_mb: _Optional[int] = ..., used_mb: _Optional[int] = ..., reserved_mb: _Optional[int] = ..., utilization_percent: _Optional[float] = ..., temperature_celsius: _Optional[float] = ...) -> None: ...
 
 class SystemStatus(_message.Message):
-    __slots__ = ("uptime_seconds", "cpu_usage_percent", "memory_used_mb", "memory_total_mb", "devices", "models_loaded", "active_requests", "queued_requests", "learning_jobs_running", "goals_active", "version")
+    __slots__ = ("uptime_seconds", "cpu_usage_percent", "memory_used_mb", "memory_total_mb", "devices", "models_loaded", "active_requests", "queued_requests", "learning_jobs_running", "goals_active", "version", "tokens_generated", "prompt_tokens")
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CPU_USAGE_PERCENT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_MB_FIELD_NUMBER: _ClassVar[int]
@@ -459,6 +465,8 @@ class SystemStatus(_message.Message):
     LEARNING_JOBS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     GOALS_ACTIVE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_GENERATED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     uptime_seconds: float
     cpu_usage_percent: float
     memory_used_mb: int
@@ -470,4 +478,6 @@ class SystemStatus(_message.Message):
     learning_jobs_running: int
     goals_active: int
     version: str
-    def __init__(self, uptime_seconds: _Optional[float] = ..., cpu_usage_percent: _Optional[float] = ..., memory_used_mb: _Optional[int] = ..., memory_total_mb: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models_loaded: _Optional[int] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., learning_jobs_running: _Optional[int] = ..., goals_active: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    tokens_generated: int
+    prompt_tokens: int
+    def __init__(self, uptime_seconds: _Optional[float] = ..., cpu_usage_percent: _Optional[float] = ..., memory_used_mb: _Optional[int] = ..., memory_total_mb: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models_loaded: _Optional[int] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., learning_jobs_running: _Optional[int] = ..., goals_active: _Optional[int] = ..., version: _Optional[str] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...

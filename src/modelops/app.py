@@ -13,14 +13,18 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import modelops
 from modelops.api.errors import AlreadyLoaded, ModelOpsError
 from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
+from modelops.metrics import Metrics
+from modelops.metrics.families import LOOP_LAG
 from modelops.service import Call, Coordinator, Parts
 from modelops.service.callers import Callers
 from modelops.service.rates import Rates
@@ -39,6 +43,7 @@ from modelops.store.keys import KeyQueries
 from modelops.store.models import ModelQueries
 from modelops.store.residents import ResidentQueries
 from modelops.tasks import Tasks
+from modelops.tracing import Tracing
 from modelops.transports.grpc import GrpcServer
 from modelops.transports.listening import Certificate, CertificateError, Listening, is_loopback, key_pair
 from modelops.transports.rest import RestServer
@@ -47,6 +52,7 @@ from modelops.transports.zmq import ZmqServer
 log = logging.getLogger(__name__)
 
 _LOOK_AT_CERTIFICATE_S = 1.0
+_LOOK_AT_LOOP_S = 0.25
 _MOST_FILES = 65_536
 _LONGEST_SOCKET_PATH = 100  # of 108 bytes that the kernel takes, less a file's name
 
@@ -73,12 +79,15 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_only_one(settings.data_dir))
         runtime_dir = stack.enter_context(_runtime_dir(settings.data_dir))
-        database = await open_database(settings.data_dir / "state.db")
+        metrics = Metrics(enabled=settings.metrics.enabled)
+        database = await open_database(settings.data_dir / "state.db", metrics)
         stack.push_async_callback(database.dispose)
-        callers = Callers(KeyQueries(database), _rates(settings))
+        tracing = tracing_of(settings)
+        stack.callback(tracing.close)
+        callers = Callers(KeyQueries(database), rates_of(settings))
         stack.push_async_callback(callers.close)
         await callers.open()
-        listening = _listening(settings)
+        listening = listening_of(settings)
         _look_at_exposure(settings, need_keys=callers.need_keys)
         roots = [settings.models_dir, *settings.models.roots]
         settings.models_dir.mkdir(parents=True, exist_ok=True)
@@ -86,17 +95,22 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         arrivals = Arrivals()
         allow = settings.models.allow_private_sources
         policy = Policy(allow_private=allow, stall_s=settings.models.fetch_stall_s)
-        catalog = Catalog(ModelQueries(database), residents.queries, roots, arrivals, _catalogue(settings), policy)
+        catalog = Catalog(ModelQueries(database), residents.queries, roots, arrivals, catalogue_of(settings), policy)
         stack.push_async_callback(catalog.close)
         await catalog.open()
-        machine = _machine(settings)
+        machine = machine_of(settings)
         stack.push_async_callback(residents.close)
         quantised = Quantised(catalog, arrivals, settings.data_dir / "quantised", settings.engine.quantization_type)
         estimates = Estimates(EstimateQueries(database), ask=settings.engine.probe)
-        pool = Pool(settings, catalog, machine, quantised, estimates, runtime_dir, residents.remember)
+        pool = Pool(settings, catalog, machine, quantised, estimates, metrics, runtime_dir, residents.remember)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(arrivals.close)
-        coordinator = Coordinator(Parts(settings, catalog, machine, pool, arrivals, quantised, callers))
+        parts = Parts(settings, catalog, machine, pool, arrivals, quantised, callers, metrics, tracing)
+        coordinator = Coordinator(parts)
+        stack.callback(coordinator.close)
+        watching = Tasks("watch")
+        stack.push_async_callback(watching.close)
+        watching.start("event loop", _watch_loop(metrics))
         server = settings.server
         rest = RestServer(coordinator, listening, server.rest_port)
         grpc = GrpcServer(coordinator, listening, server.grpc_port)
@@ -111,9 +125,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 raise StartError(_not_bound(name, transport.address, error)) from None
             coordinator.components[name] = partial(getattr, transport, "state")
         if listening.certificate:
-            watching = Tasks("certificate")
-            stack.push_async_callback(watching.close)
-            watching.start("watch", _keep_fresh(listening.certificate))
+            watching.start("certificate", _keep_fresh(listening.certificate))
         rows = await residents.queries.all() if settings.models.restore else []
         residents.restore(catalog, pool, rows)
         try:
@@ -151,6 +163,7 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
         log.info(
             "finishing what has been accepted, at most %.0f s; a second signal ends at once",
             settings.server.drain_s,
+            extra={"drain_s": settings.server.drain_s},
         )
         parts.coordinator.draining = True  # who asks for readiness is told first
         await parts.grpc.drain()
@@ -165,6 +178,14 @@ async def _drain(pool: Pool, settings: Settings) -> None:
     noticed = asyncio.get_running_loop().time() + settings.server.drain_notice_s
     await pool.drain(settings.server.drain_s)
     await asyncio.sleep(max(0.0, noticed - asyncio.get_running_loop().time()))
+
+
+async def _watch_loop(metrics: Metrics) -> None:
+    """How late tasks are woken: what blocks the event loop is late for everybody."""
+    while True:
+        due = time.perf_counter() + _LOOK_AT_LOOP_S  # finer than the loop's own clock
+        await asyncio.sleep(_LOOK_AT_LOOP_S)
+        metrics.observe(LOOP_LAG, max(0.0, time.perf_counter() - due))
 
 
 async def _keep_fresh(certificate: Certificate) -> None:
@@ -236,7 +257,9 @@ def _runtime_dir(data_dir: Path) -> Iterator[Path]:
         left = Path(note.read_text())
         if left.name.startswith("modelops-"):
             if count := kill_leftovers(str(left)):
-                log.warning("killed %d processes that an earlier coordinator left behind", count)
+                log.warning(
+                    "killed %d processes that an earlier coordinator left behind", count, extra={"count": count}
+                )
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="modelops-"))
     if len(str(folder)) > _LONGEST_SOCKET_PATH:
@@ -251,7 +274,8 @@ def _runtime_dir(data_dir: Path) -> Iterator[Path]:
         note.unlink(missing_ok=True)
 
 
-def _listening(settings: Settings) -> Listening:
+def listening_of(settings: Settings) -> Listening:
+    """How the transports listen, with the certificate and the key pair. Raises StartError."""
     server, tls = settings.server, settings.tls
     if bool(tls.cert_file) != bool(tls.key_file):
         raise StartError("tls.cert_file and tls.key_file belong together: give both, or none")
@@ -275,41 +299,81 @@ def _listening(settings: Settings) -> Listening:
     )
 
 
-def _look_at_exposure(settings: Settings, *, need_keys: bool) -> None:
-    """Whether what is open may be open; what crosses a network unencrypted is at least said. Raises StartError."""
+@dataclass(frozen=True)
+class Exposed:
+    """Something that others can reach or read, and what to do about it. `refused`: so nothing starts."""
+
+    what: str
+    mend: str
+    refused: bool = False
+
+
+def exposed(settings: Settings, *, need_keys: bool) -> list[Exposed]:
+    """What is open to other machines that perhaps should not be, the worst first."""
     host = settings.server.host
     if is_loopback(host):
-        return
+        return []
+    found = []
     if not need_keys:
-        if not settings.server.insecure:
-            raise StartError(
-                f"{host} can be reached from other machines, and there is no key: whoever reaches it could use it. "
-                "Make a key with 'modelops keys create NAME', or say --insecure if that is meant"
-            )
-        log.warning("listening on %s without keys: whoever reaches it may use it", host)
+        make = "'modelops keys create NAME' makes a key"
+        if settings.server.insecure:
+            found.append(Exposed(f"listening on {host} without keys: whoever reaches it may use it", make))
+        else:
+            what = f"{host} can be reached from other machines, and there is no key: whoever reaches it could use it"
+            mend = "make a key with 'modelops keys create NAME', or say --insecure if that is meant"
+            found.append(Exposed(what, mend, refused=True))
     if not settings.tls.cert_file:
-        log.warning(
-            "listening on %s without a certificate: keys and prompts can be read on the way (docs/security.md)", host
-        )
+        what = f"listening on {host} without a certificate: keys and prompts can be read on the way"
+        found.append(Exposed(what, "'modelops tls self-signed' makes one for a first try (docs/security.md)"))
     if not settings.tls.curve_file:
-        log.warning("listening on %s, and ZMQ is not encrypted: 'modelops keys curve' makes a key for it", host)
+        what = f"listening on {host}, and ZMQ is not encrypted"
+        found.append(Exposed(what, "'modelops keys curve' makes a key for it"))
+    return found
 
 
-def _rates(settings: Settings) -> Rates:
+def _look_at_exposure(settings: Settings, *, need_keys: bool) -> None:
+    """Whether what is open may be open; what crosses a network unencrypted is at least said. Raises StartError."""
+    for found in exposed(settings, need_keys=need_keys):
+        if found.refused:
+            raise StartError(f"{found.what}. {found.mend[0].upper()}{found.mend[1:]}")
+        log.warning("%s; %s", found.what, found.mend, extra={"host": settings.server.host})
+
+
+def rates_of(settings: Settings) -> Rates:
+    """The counting of callers' rates. Raises StartError."""
     try:
         return Rates(settings.rates.redis_url)
     except ValueError as error:
         raise StartError(str(error)) from None
 
 
-def _catalogue(settings: Settings) -> dict[str, ModelEntry]:
+def tracing_of(settings: Settings) -> Tracing:
+    """Where spans go. Raises StartError."""
+    told = settings.tracing
+    if not told.otlp_endpoint:
+        return Tracing()
+    try:
+        from modelops.tracing.otel import OpenTelemetry
+    except ModuleNotFoundError:
+        raise StartError(
+            "tracing.otlp_endpoint needs packages that are not installed: pip install 'modelops-coordinator[tracing]'"
+        ) from None
+    try:
+        return OpenTelemetry(told.otlp_endpoint, sample_ratio=told.sample_ratio, version=modelops.__version__)
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+def catalogue_of(settings: Settings) -> dict[str, ModelEntry]:
+    """What the catalogue file says. Raises StartError."""
     try:
         return load_catalogue(settings.models.catalogue)
     except SettingsError as error:
         raise StartError(str(error)) from None
 
 
-def _machine(settings: Settings) -> Machine:
+def machine_of(settings: Settings) -> Machine:
+    """Where models are placed: this machine, or a simulated one. Raises StartError."""
     written = settings.memory.simulated_devices
     if not written:
         return ThisMachine()

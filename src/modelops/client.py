@@ -153,6 +153,8 @@ class Client:
     ) -> None:
         self._wire = _Wire(url, _Trust(api_key, ca_file, certificate), timeout_s)
         self._http = httpx.Client(**self._wire.options)
+        #: Where the coordinator is.
+        self.url = self._wire.url
 
     def __enter__(self) -> Self:
         return self
@@ -271,6 +273,8 @@ class AsyncClient:
     ) -> None:
         self._wire = _Wire(url, _Trust(api_key, ca_file, certificate), timeout_s)
         self._http = httpx.AsyncClient(**self._wire.options)
+        #: Where the coordinator is.
+        self.url = self._wire.url
 
     async def __aenter__(self) -> Self:
         return self

@@ -55,4 +55,4 @@ class Tasks:
     def _ended(self, expected: tuple[type[Exception], ...], task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, expected):
-            log.error("task failed: %s", task.get_name(), exc_info=error)
+            log.error("task failed: %s", task.get_name(), exc_info=error, extra={"task": task.get_name()})

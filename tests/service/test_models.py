@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,28 @@ async def test_a_version_that_cannot_be_fetched_in_the_background_is_told_and_th
     assert "127.0.0.1" in told.message
     assert told.status == "loaded"
     assert [version.model_version for version in await versions(door)] == ["v1"]
+
+
+async def test_who_watches_is_not_told_of_every_token(door: Coordinator, behaviour: Any) -> None:
+    behaviour(token_s=0.01)
+    await door.load_model(call(), load())
+
+    async def watch() -> list[types.ModelEvent]:
+        return [event async for event in door.watch_model(call(), types.WatchModelRequest(model_name="m"))]
+
+    async with (
+        asyncio.TaskGroup() as group,
+        contextlib.aclosing(door.infer_stream(call(), ask(max_tokens=2000))) as chunks,
+    ):
+        await anext(chunks)
+        group.create_task(door.unload_model(call(), types.ModelUnloadRequest(model_name="m")))
+        await until(door, lambda found: found.status == "unloading")
+        watching = group.create_task(watch())
+        while (await model(door)).tokens_generated < 100:  # for a second: the model is looked at several times
+            await anext(chunks)
+    first, *others, last = watching.result()
+    assert (first.model.status, last.model.status, last.done) == ("unloading", "available", True)
+    assert len(others) <= 1
 
 
 # --- dry runs ---

@@ -12,7 +12,7 @@ import modelops
 from modelops.api import types
 from modelops.api.errors import EngineFailed
 from modelops.service import Coordinator
-from service.asking import EMPTY, ask, call
+from service.asking import EMPTY, ask, call, model
 
 
 async def test_health_is_healthy_part_by_part(door: Coordinator) -> None:
@@ -29,9 +29,9 @@ async def test_health_is_degraded_when_a_model_failed(door: Coordinator, behavio
         await door.infer(call(), ask())
     found = await door.health(call(), EMPTY)
     assert (found.status, found.components["models"]) == ("degraded", "degraded: failed: m")
-    (model,) = (await door.list_models(call(), types.ListModelsRequest())).models
-    assert model.status == "failed"
-    assert "out of luck" in model.message
+    (listed,) = (await door.list_models(call(), types.ListModelsRequest())).models
+    assert listed.status == "failed"
+    assert "out of luck" in listed.message
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,35 @@ async def test_health_tells_how_many_parts_are_down(door: Coordinator, down: set
     found = await door.health(call(), EMPTY)
     assert found.status == status
     assert {name for name, state in found.components.items() if state != "healthy"} == down
+
+
+async def test_tokens_are_counted_while_answers_are_written(door: Coordinator) -> None:
+    async def counted() -> tuple[int, int]:
+        status, found = await door.status(call(), EMPTY), await model(door)
+        assert (status.tokens_generated, status.prompt_tokens) == (found.tokens_generated, found.prompt_tokens)
+        return found.tokens_generated, found.prompt_tokens
+
+    assert await counted() == (0, 0)
+    chunks = door.infer_stream(call(), ask(max_tokens=3))
+    async with contextlib.aclosing(chunks):
+        await anext(chunks)
+        written, read = await counted()
+        assert written >= 1
+        assert read >= 1
+        async for _ in chunks:
+            pass
+    assert (await counted())[0] == 3
+    assert (await door.infer(call(), ask(max_tokens=4))).tokens_generated == 4
+    await door.unload_model(call(), types.ModelUnloadRequest(model_name="m"))
+    assert (await counted())[0] == 7  # also of what is not loaded any more
+
+
+async def test_a_models_breaker_is_told(door: Coordinator, behaviour: Any) -> None:
+    assert (await model(door)).breaker == "closed"
+    behaviour(load_fails="error: out of luck")
+    with pytest.raises(EngineFailed):
+        await door.infer(call(), ask())
+    assert (await model(door)).breaker == "open"
 
 
 async def test_status_counts_what_runs(door: Coordinator, behaviour: Any) -> None:

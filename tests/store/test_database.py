@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from contextlib import closing
@@ -8,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
+from metrics.pages import samples, value
+from modelops.metrics import Metrics
 from modelops.store.database import StateFileError, open_database
 from modelops.store.models import ModelQueries, VersionRow
 from modelops.store.residents import ResidentQueries
@@ -43,6 +48,16 @@ async def test_only_the_owner_may_read_the_state(tmp_path: Path) -> None:
         await database.dispose()
     finally:
         os.umask(before)
+
+
+async def test_what_goes_wrong_is_told_without_what_was_to_be_written(tmp_path: Path) -> None:
+    database = await open_database(tmp_path / "state.db")
+    with pytest.raises(OperationalError) as failed:
+        async with database.begin() as connection:
+            await connection.execute(text("INSERT INTO nowhere VALUES (:value)"), {"value": "zanzibar"})
+    await database.dispose()
+    assert "INSERT INTO nowhere" in str(failed.value)
+    assert "zanzibar" not in str(failed.value)
 
 
 async def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -115,4 +130,37 @@ async def test_the_state_of_the_first_release_is_brought_up_to_date_and_kept(tmp
     assert kept == [replace(row(), number=3, digest="sha256:a")]
     assert await ResidentQueries(database).all() == []
     assert (await ModelQueries(database).add(row())).number == 4
+    await database.dispose()
+
+
+# --- what is counted ---
+async def test_statements_are_counted_and_looks_are_not(tmp_path: Path) -> None:
+    metrics = Metrics()
+    database = await open_database(tmp_path / "state.db", metrics)
+    before = value(samples(metrics.page({}).decode()), "moc_state_file_statement_duration_seconds_count")
+    await ModelQueries(database).add(row())
+    async with database.connect() as connection:
+        await connection.execute(text("PRAGMA data_version"))
+        with pytest.raises(OperationalError):
+            await connection.execute(text("SELECT nothing FROM nowhere"))
+    found = samples(metrics.page({}).decode())
+    assert value(found, "moc_state_file_statement_duration_seconds_count") - before >= 1
+    assert value(found, "moc_state_file_errors_total") == 1
+    await database.dispose()
+
+
+async def test_who_leaves_is_no_error_of_the_file(tmp_path: Path) -> None:
+    metrics = Metrics()
+    database = await open_database(tmp_path / "state.db", metrics)
+    slow = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) SELECT max(i) FROM n")
+
+    async def look() -> None:
+        async with database.connect() as connection:
+            await connection.execute(slow)
+
+    looking = asyncio.create_task(look())
+    await asyncio.wait([looking], timeout=0.02)
+    looking.cancel()
+    await asyncio.wait([looking])
+    assert value(samples(metrics.page({}).decode()), "moc_state_file_errors_total") == 0
     await database.dispose()

@@ -15,18 +15,25 @@ class ModelOpsError(Exception):
     """Base of every error that a caller may see.
 
     `retry_after_s` is how many seconds to wait before the same call may succeed; None where waiting alone
-    does not help. `details` are machine-readable strings for programs that want more than the message.
+    does not help. `details` are machine-readable strings for programs that want more than the message. `reason` is for
+    the operator, who counts them: one word for what lies behind the code, where that is not enough.
     """
 
     code: ClassVar[str] = "internal"
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, details: Mapping[str, str] | None = None
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        details: Mapping[str, str] | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
         self.details = dict(details or {})
+        self.reason = reason or self.code
 
 
 class InternalError(ModelOpsError):
@@ -93,7 +100,7 @@ class Overloaded(ModelOpsError):
 
 def shutting_down() -> Overloaded:
     """What everybody is told who asks, or still waits, at the end."""
-    return Overloaded("the coordinator is shutting down", retry_after_s=5.0)
+    return Overloaded("the coordinator is shutting down", retry_after_s=5.0, reason="draining")
 
 
 class DeadlineExceeded(ModelOpsError):

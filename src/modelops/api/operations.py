@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from modelops.api import types
 
 Scope = Literal["infer", "models", "learning", "goals", "metrics", "admin"]
+
+
+class Door(Protocol):
+    """What somebody may be admitted to."""
+
+    @property
+    def name(self) -> str:
+        """What callers, the log and the counters call it."""
+
+    @property
+    def scope(self) -> Scope | None:
+        """What a key needs for it; None: none is needed."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does more than look."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,34 @@ class Operation:
     stream: Stream | None = None
     errors: tuple[str, ...] = ()
     tags: tuple[str, ...] = field(default=("models",))
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does more than look."""
+        return self.route.method != "GET"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What REST alone offers, as text: for a program that speaks nothing else."""
+
+    name: str
+    summary: str
+    scope: Scope
+    path: str
+    description: str
+    content_type: str
+    acts = False
+
+
+METRICS = Page(
+    name="metrics",
+    summary="Prometheus metrics endpoint",
+    scope="metrics",
+    path="/metrics",
+    description="Metrics in Prometheus format",
+    content_type="text/plain; version=0.0.4; charset=utf-8",
+)
 
 
 _ASKING = (

@@ -82,7 +82,7 @@ class Goal(Response):
 
 @dataclass(frozen=True)
 class Planned:
-    """A route that answers 501 until its release. Without `response` the answer is text; `many`: a plain array."""
+    """A route that answers 501 until its release. `many`: the answer is a plain array."""
 
     name: str
     scope: Scope
@@ -91,9 +91,14 @@ class Planned:
     summary: str
     status: int
     description: str
+    response: type[Response]
     request: type[Request] | None = None
-    response: type[Response] | None = None
     many: bool = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does more than look."""
+        return self.method != "GET"
 
 
 PLANNED: tuple[Planned, ...] = (
@@ -132,8 +137,5 @@ PLANNED: tuple[Planned, ...] = (
         "Goal created successfully",
         request=CreateGoalRequest,
         response=Goal,
-    ),
-    Planned(
-        "metrics", "metrics", "GET", "/metrics", "Prometheus metrics endpoint", 200, "Metrics in Prometheus format"
     ),
 )

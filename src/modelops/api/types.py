@@ -20,6 +20,7 @@ from modelops.api.errors import InvalidRequest
 ModelStatus = Literal["available", "loading", "loaded", "unloading", "failed"]
 ModelType = Literal["llm", "embedding", "reranker"]
 HealthStatus = Literal["healthy", "degraded", "unhealthy"]
+BreakerState = Literal["closed", "open", "half_open"]
 
 _MOST_FAULTS = 5  # of one request that are told: a hostile one may hold a hundred thousand
 
@@ -325,6 +326,11 @@ class ModelInfo(Response):
     pinned: bool = Field(False, description="Never evicted, and no keep-alive ends it.")
     expires_at: datetime | None = Field(None, description="When its keep-alive ends, unless somebody uses it.")
     progress: float = Field(0.0, description="How far fetching or quantising is, from 0 to 1.")
+    tokens_generated: int = Field(
+        0, description="Tokens of its answers since the coordinator started, those under way included; never less."
+    )
+    prompt_tokens: int = Field(0, description="Tokens of prompts that it has read since then.")
+    breaker: BreakerState = Field("closed", description="Open: it has failed, and is not asked for a while.")
 
 
 class ModelList(Response):
@@ -483,6 +489,10 @@ class SystemStatus(Response):
     learning_jobs_running: int = 0
     goals_active: int = 0
     version: str = ""
+    tokens_generated: int = Field(
+        0, description="Tokens of all answers since the start, by the models that are still registered."
+    )
+    prompt_tokens: int = Field(0, description="Tokens of all prompts that they have read since then.")
 
 
 def from_json(body: bytes) -> Any:

@@ -1,69 +1,118 @@
 """The door: one method for each operation of the operations table, the same for every transport.
 
-Checks who calls and the request's meaning, fixes its deadline, delegates. Knows no wire format; owns no state of its
-own.
+Checks who calls and the request's meaning, fixes its deadline, delegates, and counts what becomes of it. Knows no wire
+format; owns no state of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from typing import Any
 
 from modelops.access import Credentials, check
-from modelops.api.operations import Operation
-from modelops.api.planned import Planned
+from modelops.api.errors import DeadlineExceeded
+from modelops.api.operations import Door, Operation
 from modelops.api.types import Request, Response
+from modelops.service.accounts import Accounts
 from modelops.service.call import Call, Parts, internal
 from modelops.service.inference import Inference
 from modelops.service.models import Models
 from modelops.service.system import System
+from modelops.tracing import acting_for
+
+#: Clocks of two machines, or two libraries, do not end a time at the same moment.
+_HAIR_S = 0.05
 
 
 class Coordinator(Inference, Models, System):
     """Every operation. Each raises ModelOpsError and nothing else.
 
-    A transport asks `admit` first, and then calls `perform` or `chunks` with the call that it got; what was not
-    admitted is not performed.
+    A transport keeps each call in `following`, asks `admit` first, and then calls `perform` or `chunks` with the call
+    that it got; what was not admitted is not performed.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self._parts = parts
+        self._accounts = Accounts(parts.metrics, parts.catalog.knows, prompts=parts.settings.log.prompts)
 
     @property
     def needs_keys(self) -> bool:
         """Whether callers have to show a key, or a certificate."""
         return self._parts.callers.need_keys
 
-    async def admit(self, call: Call, operation: Operation | Planned, shown: Credentials) -> Call:
+    @contextlib.contextmanager
+    def following(self, call: Call) -> Iterator[None]:
+        """The time of the call, from its arrival until all of its answer is handed over: then it is counted.
+
+        What it ended by is told with `Call.failed` and `Call.gone`. A context that is cancelled was left by its caller;
+        any other error that leaves it, before the caller was told one, is a fault of ours.
+        """
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self._left(call)
+            raise
+        except Exception as error:
+            if call.record.error is None:  # nobody has been told: whoever called us tells it, in its own words
+                call.failed(internal(call, error))
+            raise
+        finally:
+            self._accounts.close(call)
+
+    def _left(self, call: Call) -> None:
+        """Nobody waits any more. Where the time that the caller gave it is over, that is why."""
+        if call.record.error is not None:
+            return
+        if call.timeout_s is not None and time.perf_counter() - call.record.began >= call.timeout_s - _HAIR_S:
+            call.failed(DeadlineExceeded("its caller's time ran out"))
+        else:
+            call.gone()
+
+    async def admit(self, call: Call, door: Door, shown: Credentials) -> Call:
         """The call, with its caller. Raises Unauthenticated, PermissionDenied, RateLimited.
 
         Nothing of the request needs to have been read before.
         """
+        record = call.record
+        record.operation, record.acts, record.asks = door.name, door.acts, door.scope == "infer"
+        about = {
+            "modelops.operation": door.name,
+            "modelops.protocol": call.protocol,
+            "modelops.request_id": call.request_id,
+        }
+        record.span = self._parts.tracing.begin(door.name, about, call.trace, record.began_ns)
         caller = self._parts.callers.identify(shown)
-        check(caller, operation.scope, operation.name)
-        if operation.scope is not None:
-            await self._parts.callers.rates.admit(caller, spends_tokens=operation.scope == "infer")
-        return replace(call, caller=caller, admitted=operation.name)
+        record.caller = caller.name
+        check(caller, door.scope, door.name)
+        if door.scope is not None:
+            await self._parts.callers.rates.admit(caller, spends_tokens=record.asks)
+        return replace(call, caller=caller, admitted=door.name)
 
     async def perform(self, call: Call, operation: Operation, request: Request) -> Any:
         """The whole answer."""
-        _only_admitted(call, operation)
-        return await getattr(self, operation.name)(call, request)
+        self._begin(call, operation, request)
+        with acting_for(call.record.span):
+            return await getattr(self, operation.name)(call, request)
 
     def chunks(self, call: Call, operation: Operation, request: Request) -> AsyncGenerator[Response]:
         """The answer in chunks. Closing the generator ends the work."""
-        _only_admitted(call, operation)
+        self._begin(call, operation, request)
         assert operation.stream is not None
+        call.record.streamed = True
         generator: AsyncGenerator[Response] = getattr(self, operation.stream.method)(call, request)
         return generator
 
-
-def _only_admitted(call: Call, operation: Operation) -> None:
-    if call.admitted != operation.name:
-        fault = RuntimeError(f"'{operation.name}' was to be performed for a call admitted to '{call.admitted}'")
-        raise internal(call, fault)
+    def _begin(self, call: Call, operation: Operation, request: Request) -> None:
+        if call.admitted != operation.name:
+            fault = RuntimeError(f"'{operation.name}' was to be performed for a call admitted to '{call.admitted}'")
+            raise internal(call, fault)
+        if name := getattr(request, "model_name", ""):
+            call.record.model = self._parts.catalog.resolve(name)
 
 
 __all__ = ["Call", "Coordinator", "Credentials", "Parts", "internal"]

@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from modelops.api import types
 from modelops.api.errors import DeadlineExceeded, InvalidRequest, ModelOpsError
 from modelops.engines.base import EngineBroke, Piece, Prompt
+from modelops.metrics.families import RETRIES
+from modelops.service import answer as words
+from modelops.service.answer import Answer
 from modelops.service.call import Call, Parts
 from modelops.serving.events import Share
 from modelops.serving.views import Lease
+from modelops.tracing import NOTHING, Attributes, Span, part
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +41,7 @@ class Inference:
         deadline = self._parts.deadline(call)
 
         async def ask(cost: _Cost) -> types.InferenceResponse:
-            answer = _Answer(call)
+            answer = Answer(call)
             async with contextlib.aclosing(self._generate(call, request, deadline, answer, cost)) as pieces:
                 async for _ in pieces:
                     pass
@@ -53,7 +58,7 @@ class Inference:
         deadline, cost = self._parts.deadline(call), _Cost()
         try:
             for attempt in (1, 2):
-                answer = _Answer(call)
+                answer = Answer(call)
                 try:
                     async with contextlib.aclosing(self._generate(call, request, deadline, answer, cost)) as pieces:
                         async for piece in pieces:
@@ -62,7 +67,7 @@ class Inference:
                     if answer.parts:
                         answer.error = error
                     elif attempt == 1 and isinstance(error, EngineBroke):
-                        _once_more(call, error, cost)
+                        self._once_more(call, error, cost)
                         continue
                     else:
                         raise
@@ -77,12 +82,14 @@ class Inference:
 
         async def ask(cost: _Cost) -> types.EmbedResponse:
             size = _size(*request.inputs)
-            async with self._lease(call, request, "embedding", deadline, cost, size) as lease, _in_time(deadline):
-                vectors, tokens = await lease.embed(request.inputs)
+            async with self._lease(call, request, "embedding", deadline, cost, size) as lease:
+                with self._asking(call, lease, "embeddings"):
+                    async with _in_time(deadline):
+                        vectors, tokens = await lease.embed(request.inputs)
             return types.EmbedResponse(
                 embeddings=[types.Embedding(values=vector) for vector in vectors],
                 tokens=tokens,
-                latency_ms=call.latency_ms,
+                latency_ms=_answered(call),
                 model_version=lease.version.label,
             )
 
@@ -95,14 +102,16 @@ class Inference:
         async def ask(cost: _Cost) -> types.RerankResponse:
             # Each document is read together with the query.
             size = _size(*request.documents) + len(request.documents) * _size(request.query)
-            async with self._lease(call, request, "reranker", deadline, cost, size) as lease, _in_time(deadline):
-                scores, tokens = await lease.rerank(request.query, request.documents)
+            async with self._lease(call, request, "reranker", deadline, cost, size) as lease:
+                with self._asking(call, lease, "rerank"):
+                    async with _in_time(deadline):
+                        scores, tokens = await lease.rerank(request.query, request.documents)
             ranked = [types.RankedDocument(index=index, score=score) for index, score in enumerate(scores)]
             ranked.sort(key=lambda document: -document.score)
             return types.RerankResponse(
                 results=ranked[: request.top_n or None],
                 tokens=tokens,
-                latency_ms=call.latency_ms,
+                latency_ms=_answered(call),
                 model_version=lease.version.label,
             )
 
@@ -112,6 +121,17 @@ class Inference:
         """The request has ended, however it did, and took so many tokens of prompt and answer, as far as is known."""
         await self._parts.callers.rates.spend(call.caller, tokens)
 
+    def _once_more(self, call: Call, error: EngineBroke, cost: _Cost) -> None:
+        cost.tokens = 0  # what an engine lost is not its caller's to pay
+        model = call.record.model
+        log.warning(
+            "request %s is asked once more: %s",
+            *(call.request_id, error.reason),
+            extra={"request_id": call.request_id, "model": model},
+        )
+        call.record.attempts += 1
+        self._parts.metrics.count(RETRIES, model)
+
     # --- asking ---
     async def _asked(self, call: Call, ask: Callable[[_Cost], Awaitable[_Result]]) -> _Result:
         """What `ask` returns; where its engine broke, what it returns the second time."""
@@ -120,7 +140,7 @@ class Inference:
             try:
                 return await ask(cost)
             except EngineBroke as error:
-                _once_more(call, error, cost)
+                self._once_more(call, error, cost)
             return await ask(cost)
         finally:
             await self._spent(call, cost.tokens)
@@ -137,10 +157,11 @@ class Inference:
         answer_tokens: int = 0,
     ) -> AsyncIterator[Lease]:
         """A slot of the request's model, which has to be of that type; what it takes is noted as its `cost`."""
-        name = self._parts.catalog.resolve(request.model_name)
+        name = call.record.model = self._parts.catalog.resolve(request.model_name)
         if not self._parts.pool.resident(name):  # a model is not loaded for what it cannot do
             async with _in_time(deadline):
                 _check_type(name, (await self._parts.catalog.find(name, fetch=True)).model_type, model_type)
+        asked = time.perf_counter()
         async with self._parts.pool.lease(
             name,
             deadline,
@@ -148,7 +169,9 @@ class Inference:
             share=Share(call.caller.name, call.caller.weight),
             prompt_bytes=prompt_bytes,
             answer_tokens=answer_tokens,
+            span=call.record.span,
         ) as lease:
+            call.record.version, call.record.queued_s = lease.version.label, time.perf_counter() - asked
             _check_type(name, lease.version.model_type, model_type)
             try:
                 yield lease
@@ -158,10 +181,24 @@ class Inference:
                     lease.overdue(limit_s)
                 raise
             finally:
-                cost.tokens = lease.usage.total
+                usage = lease.usage
+                cost.tokens = usage.total
+                call.record.prompt_tokens, call.record.tokens = usage.prompt_tokens, usage.answer_tokens
+
+    @contextlib.contextmanager
+    def _asking(self, call: Call, lease: Lease, operation: str, said: Attributes = NOTHING) -> Iterator[Span]:
+        """The span of asking an engine, of which `said` is what its kind of request says besides."""
+        model = lease.version.model_name
+        with part(
+            call.record.span, f"{operation} {model}", {**words.asked(operation, model), **said}, "client"
+        ) as span:
+            try:
+                yield span
+            finally:
+                span.note(words.answered(f"{model}:{lease.version.label}", lease.usage))
 
     async def _generate(
-        self, call: Call, request: types.InferenceRequest, deadline: float, answer: _Answer, cost: _Cost
+        self, call: Call, request: types.InferenceRequest, deadline: float, answer: Answer, cost: _Cost
     ) -> AsyncGenerator[Piece]:
         """The pieces that hold text; what they add up to is collected in `answer`."""
         entry = self._parts.catalog.entry(self._parts.catalog.resolve(request.model_name))
@@ -178,24 +215,40 @@ class Inference:
         size = _size(prompt.text, prompt.system)
         async with self._lease(call, request, "llm", deadline, cost, size, prompt.max_tokens) as lease:
             answer.version = lease.version.label
-            async with contextlib.aclosing(lease.generate(prompt)) as pieces:
-                while True:
-                    try:
-                        # Around each step, not around the loop: between steps the caller's own code runs.
-                        async with asyncio.timeout_at(deadline):
-                            piece = await anext(pieces)
-                    except StopAsyncIteration:
-                        return
-                    except TimeoutError:
-                        raise DeadlineExceeded("the time ran out while the model was answering") from None
-                    answer.add(piece)
-                    if piece.text:
-                        yield piece
+            operation, said = words.generating(prompt)
+            with self._asking(call, lease, operation, said) as span, self._kept(call, prompt, answer, span):
+                async with contextlib.aclosing(lease.generate(prompt)) as pieces:
+                    while True:
+                        try:
+                            # Around each step, not around the loop: between steps the caller's own code runs.
+                            async with asyncio.timeout_at(deadline):
+                                piece = await anext(pieces)
+                        except StopAsyncIteration:
+                            return
+                        except TimeoutError:
+                            raise DeadlineExceeded("the time ran out while the model was answering") from None
+                        answer.add(piece, span)
+                        if piece.text:
+                            yield piece
+
+    @contextlib.contextmanager
+    def _kept(self, call: Call, prompt: Prompt, answer: Answer, span: Span) -> Iterator[None]:
+        """What was asked and answered goes into the log and the trace, where the settings say so."""
+        settings = self._parts.settings
+        try:
+            yield
+        finally:
+            if settings.log.prompts:
+                call.record.prompt, call.record.answer = prompt.text, "".join(answer.parts)
+            if settings.tracing.content:
+                span.note(words.content(prompt, answer))
 
 
-def _once_more(call: Call, error: EngineBroke, cost: _Cost) -> None:
-    cost.tokens = 0  # what an engine lost is not its caller's to pay
-    log.warning("request %s is asked once more: %s", call.request_id, error.reason)
+def _answered(call: Call) -> float:
+    """The latency of what is answered now, in ms."""
+    latency_ms = call.latency_ms
+    call.record.latency_s = latency_ms / 1000
+    return latency_ms
 
 
 def _size(*texts: str) -> int:
@@ -222,31 +275,3 @@ class _Cost:
     """Tokens that a request took, the last time that it was asked."""
 
     tokens: int = 0
-
-
-@dataclass
-class _Answer:
-    """What an answer adds up to."""
-
-    call: Call
-    version: str = ""
-    tokens: int | None = None
-    parts: list[str] = field(default_factory=list)
-    error: ModelOpsError | None = None
-
-    def add(self, piece: Piece) -> None:
-        if piece.text:
-            self.parts.append(piece.text)
-        if piece.tokens is not None:
-            self.tokens = piece.tokens
-
-    def response(self) -> types.InferenceResponse:
-        return types.InferenceResponse(
-            output_text="".join(self.parts),
-            # Without the engine's own count, which comes last, each part was one token or more.
-            tokens_generated=len(self.parts) if self.tokens is None else self.tokens,
-            latency_ms=self.call.latency_ms,
-            model_version=self.version,
-            success=self.error is None,
-            error_message=self.error.message if self.error else "",
-        )

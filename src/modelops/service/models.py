@@ -17,6 +17,8 @@ from modelops.serving.wishes import Wish
 
 #: How often a watched model is looked at.
 _LOOK_S = 0.2
+#: What grows while a request is answered: no change that anybody would want to be told of at every look.
+_COUNTERS = {"tokens_generated": 0, "prompt_tokens": 0}
 
 
 class _About(Protocol):
@@ -124,9 +126,9 @@ class Models:
         seen = await self.get_model(call, types.GetModelRequest(model_name=request.model_name))
         shown, deadline = None, self._parts.deadline(call)
         while seen.status in ("loading", "unloading") and asyncio.get_running_loop().time() < deadline:
-            if seen != shown:
+            if (told_of := seen.model_copy(update=_COUNTERS)) != shown:
                 yield types.ModelEvent(model=seen)
-                shown = seen
+                shown = told_of
             await asyncio.sleep(_LOOK_S)
             try:
                 seen = self._info(seen.model_name)
@@ -204,6 +206,8 @@ class Models:
         if active in chosen and len(catalog.versions(name)) > len(chosen):
             raise Conflict(f"{active.label} answers for '{name}'; activate another version first")
         freed = await catalog.remove(chosen)
+        if not catalog.knows(name):
+            self._parts.metrics.forget(name)
         self._parts.arrivals.forget(name)
         return types.Removal(removed=[f"{name} {found.label}" for found in chosen], freed_mb=freed // MB)
 

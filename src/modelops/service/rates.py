@@ -63,9 +63,11 @@ class Rates:
     async def admit(self, caller: Caller, *, spends_tokens: bool) -> None:
         """Count one request of `caller`. Raises RateLimited, with the seconds until it would be admitted."""
         if caller.rate and (wait := await self._on("request", caller)):
-            raise RateLimited(f"'{caller.name}' may ask {caller.rate}", retry_after_s=wait)
+            raise RateLimited(f"'{caller.name}' may ask {caller.rate}", retry_after_s=wait, reason="request_rate")
         if spends_tokens and caller.token_rate and (wait := await self._on("budget", caller)):
-            raise RateLimited(f"'{caller.name}' has used its tokens: {caller.token_rate}", retry_after_s=wait)
+            raise RateLimited(
+                f"'{caller.name}' has used its tokens: {caller.token_rate}", retry_after_s=wait, reason="token_rate"
+            )
 
     async def spend(self, caller: Caller, tokens: int) -> None:
         """Charge the tokens that a request took."""

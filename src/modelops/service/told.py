@@ -42,6 +42,9 @@ def info(view: View) -> types.ModelInfo:
         devices={device: size // MB for device, size in view.memory.items()},
         pinned=view.pinned,
         expires_at=view.expires_at,
+        tokens_generated=view.usage.answer_tokens,
+        prompt_tokens=view.usage.prompt_tokens,
+        breaker=view.breaker.state,
     )
 
 
