@@ -20,7 +20,7 @@ from contract.openapi import conforms
 from contract.refusals import ERRORS
 from contract.wires import TRANSPORTS, Answer, Refused, Rest, Wire, refusal
 from modelops.access import SCOPES
-from modelops.api.operations import OPERATIONS, Operation
+from modelops.api.operations import METRICS, OPERATIONS, Operation
 from modelops.api.planned import PLANNED, Planned
 from support import Served, make_key, serving, tiny_gguf, wait_until
 
@@ -167,6 +167,16 @@ def test_what_is_planned(planned: Planned, state: str, ring: Ring) -> None:
     headers = {"X-API-Key": ring.key(state, planned.scope)}
     answer = httpx.request(planned.method, ring.served.rest + planned.path, headers=headers)
     assert answer.json()["code"] == (expected(state, planned.scope) or "not_implemented")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_page_for_prometheus(state: str, ring: Ring) -> None:
+    answer = httpx.get(ring.served.rest + METRICS.path, headers={"X-API-Key": ring.key(state, METRICS.scope)})
+    if code := expected(state, METRICS.scope):
+        assert (answer.json()["code"], str(answer.status_code)) == (code, ERRORS[code][0])
+    else:
+        assert answer.headers["content-type"] == METRICS.content_type
+        assert "\nmoc_rest_requests_total" in answer.text
 
 
 # --- how a key is shown ---

@@ -62,6 +62,8 @@ class Wire(abc.ABC):
     name: ClassVar[str]
     #: The key that is shown with each call; none where it is empty.
     key: str = ""
+    #: The trace context that is sent with each call: `traceparent`, `tracestate`.
+    trace: Mapping[str, str] = {}
 
     @abc.abstractmethod
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
@@ -126,11 +128,11 @@ class Rest(Wire):
 
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
         method, path, body = _http(BY_NAME[name], dict(fields or {}))
-        return self.request(name, method, path, body, _headers(timeout_s, self.key))
+        return self.request(name, method, path, body, self._headers(timeout_s))
 
     def send(self, operation: str, raw: bytes) -> Answer:
         method, path, _ = _http(BY_NAME[operation], {})
-        return self.request(operation, method, path, raw, _headers(None, self.key))
+        return self.request(operation, method, path, raw, self._headers(None))
 
     def request(self, operation: str, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         response = self._http.request(method, path, content=body, headers=headers)
@@ -139,7 +141,7 @@ class Rest(Wire):
     def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
         wanted = {"stream": True} if "stream" in BY_NAME[name].request.model_fields else {}
         method, path, body = _http(BY_NAME[name], {**fields, **wanted})
-        with self._http.stream(method, path, content=body, headers=_headers(timeout_s, self.key)) as response:
+        with self._http.stream(method, path, content=body, headers=self._headers(timeout_s)) as response:
             if response.is_error:
                 raise Refused(_from_http(name, response, response.read()))
             assert response.headers["content-type"].startswith("text/event-stream")
@@ -147,6 +149,11 @@ class Rest(Wire):
                 if line:
                     assert line.startswith("data: ")
                     yield json_format.ParseDict(json.loads(line[6:]), chunk_of(name)())
+
+    def _headers(self, timeout_s: float | None) -> dict[str, str]:
+        timeout = {} if timeout_s is None else {"X-Request-Timeout": str(timeout_s)}
+        shown = {"X-API-Key": self.key} if self.key else {}
+        return {"Content-Type": "application/json"} | timeout | shown | dict(self.trace)
 
     def close(self) -> None:
         self._http.close()
@@ -195,7 +202,7 @@ class Grpc(Wire):
             call.cancel()
 
     def _metadata(self) -> list[tuple[str, str]]:
-        return [("x-api-key", self.key)] if self.key else []
+        return [("x-api-key", self.key)] * bool(self.key) + list(self.trace.items())
 
     def close(self) -> None:
         self._channel.close()
@@ -222,7 +229,12 @@ class Zmq(Wire):
 
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
         message: dict[str, Any] = {"action": BY_NAME[name].action, "request_id": uuid.uuid4().hex}
-        message |= {"payload": fields or {}} | ({"timeout_s": timeout_s} if timeout_s else {}) | self._shown()
+        message |= (
+            {"payload": fields or {}}
+            | ({"timeout_s": timeout_s} if timeout_s else {})
+            | self._shown()
+            | dict(self.trace)
+        )
         answer = self.send(name, json.dumps(message).encode())
         assert answer.request_id == message["request_id"]
         return answer
@@ -235,7 +247,7 @@ class Zmq(Wire):
     def chunks(self, name: str, fields: Fields, *, timeout_s: float | None = None) -> Generator[Any]:
         message: dict[str, Any] = {"action": BY_NAME[name].action, "payload": dict(fields), "request_id": "s"}
         message |= {"stream": True} if "stream" in BY_NAME[name].request.model_fields else {}
-        message |= ({"timeout_s": timeout_s} if timeout_s else {}) | self._shown()
+        message |= ({"timeout_s": timeout_s} if timeout_s else {}) | self._shown() | dict(self.trace)
         with self.dealer() as socket:
             socket.send_multipart([b"", json.dumps(message).encode()])
             while True:
@@ -310,12 +322,6 @@ def refusal(error: grpc.RpcError) -> Answer:
 def _takes(rpc: str) -> type[Message]:
     kind: type[Message] = getattr(pb, pb.DESCRIPTOR.services_by_name["ModelOps"].methods_by_name[rpc].input_type.name)
     return kind
-
-
-def _headers(timeout_s: float | None, key: str) -> dict[str, str]:
-    timeout = {} if timeout_s is None else {"X-Request-Timeout": str(timeout_s)}
-    shown = {"X-API-Key": key} if key else {}
-    return {"Content-Type": "application/json"} | timeout | shown
 
 
 def _http(operation: Operation, fields: dict[str, Any]) -> tuple[str, str, bytes | None]:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from bad_clients import PREFACE, connect, http_request
-from modelops.api.operations import OPERATIONS
+from modelops.api.operations import METRICS, OPERATIONS
 from modelops.api.planned import PLANNED
 from support import Served, serving, tiny_gguf, wait_until
 
@@ -29,7 +29,7 @@ def http(steady: Served) -> Iterator[httpx.Client]:
 
 def methods() -> dict[str, set[str]]:
     """path → the methods that it offers."""
-    offered: dict[str, set[str]] = {"/openapi.json": {"GET"}, "/docs": {"GET"}}
+    offered: dict[str, set[str]] = {"/openapi.json": {"GET"}, "/docs": {"GET"}, METRICS.path: {"GET"}}
     routes = [(operation.route.path, operation.route.method) for operation in OPERATIONS]
     for path, method in [*routes, *((planned.path, planned.method) for planned in PLANNED)]:
         offered.setdefault(path, set()).add(method)

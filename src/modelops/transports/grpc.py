@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 # Engines are started by fork and exec, to which the library's own fork handlers only object.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
@@ -72,6 +73,9 @@ _BOUNDS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.max_connection_idle_ms": 600_000,
 }
+
+#: Metadata of W3C Trace Context.
+_TRACE = ("traceparent", "tracestate")
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -184,15 +188,16 @@ class GrpcServer:
 
         async def handle(raw: bytes, context: _Context) -> bytes:
             call = _call(context)
-            try:
-                call = await self._coordinator.admit(call, operation, _shown(context))
-                request = operation.request.parse({**self._decode(takes, raw), **implied})
-                return _encode(gives, await self._coordinator.perform(call, operation, request))
-            except ModelOpsError as error:
-                failure = error
-            except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
-                failure = internal(call, error)
-            await _abort(context, call, failure)
+            with self._coordinator.following(call):
+                try:
+                    call = await self._coordinator.admit(call, operation, _shown(context))
+                    request = operation.request.parse({**self._decode(takes, raw), **implied})
+                    return _encode(gives, await self._coordinator.perform(call, operation, request))
+                except ModelOpsError as error:
+                    failure = error
+                except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
+                    failure = internal(call, error)
+                await _abort(context, call, failure)
 
         return handle
 
@@ -201,18 +206,19 @@ class GrpcServer:
 
         async def handle(raw: bytes, context: _Context) -> None:
             call = _call(context)
-            try:
-                call = await self._coordinator.admit(call, operation, _shown(context))
-                request = operation.request.parse(self._decode(takes, raw))
-                async with contextlib.aclosing(self._coordinator.chunks(call, operation, request)) as chunks:
-                    async for chunk in chunks:
-                        await self._write(context, _encode(gives, chunk))
-                return
-            except ModelOpsError as error:
-                failure = error
-            except Exception as error:  # noqa: BLE001 - as above
-                failure = internal(call, error)
-            await _abort(context, call, failure)
+            with self._coordinator.following(call):
+                try:
+                    call = await self._coordinator.admit(call, operation, _shown(context))
+                    request = operation.request.parse(self._decode(takes, raw))
+                    async with contextlib.aclosing(self._coordinator.chunks(call, operation, request)) as chunks:
+                        async for chunk in chunks:
+                            await self._write(context, _encode(gives, chunk))
+                    return
+                except ModelOpsError as error:
+                    failure = error
+                except Exception as error:  # noqa: BLE001 - as above
+                    failure = internal(call, error)
+                await _abort(context, call, failure)
 
         return handle
 
@@ -304,12 +310,18 @@ def _encode(kind: type[Message], answer: Response) -> bytes:
 
 
 def _call(context: _Context) -> Call:
-    given = next((value for key, value in context.invocation_metadata() or () if key == "x-request-id"), "")
-    remaining = context.time_remaining()
-    usable = isinstance(given, str) and 0 < len(given) <= 128
-    call = Call(str(given) if usable else uuid.uuid4().hex, "grpc", timeout_s=remaining)
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    given, remaining = metadata.get("x-request-id", ""), context.time_remaining()
+    trace = {key: metadata[key] for key in _TRACE if key in metadata}
+    request_id = given if 0 < len(given) <= 128 else uuid.uuid4().hex
+    call = Call(request_id, "grpc", timeout_s=remaining, trace=trace, peer=_address(context.peer()))
     context.set_trailing_metadata((("x-request-id", call.request_id),))
     return call
+
+
+def _address(peer: str) -> str:
+    """The address in what the library calls its peer: `ipv4:127.0.0.1:1234`, `ipv6:%5B::1%5D:1234`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
 
 def _shown(context: _Context) -> Credentials:
@@ -320,6 +332,7 @@ def _shown(context: _Context) -> Credentials:
 
 
 async def _abort(context: _Context, call: Call, error: ModelOpsError) -> NoReturn:
+    call.failed(error)
     status = grpc.StatusCode.ALREADY_EXISTS if isinstance(error, AlreadyLoaded) else STATUS[error.code]
     details = [
         error_details_pb2.ErrorInfo(reason=error.code.upper(), domain=DOMAIN, metadata=error.details),

@@ -32,13 +32,23 @@ _LAST_REQUESTS_S = 0.1
 class HttpServer:
     """Serves an ASGI application on one address; `start` returns when it accepts connections.
 
-    While it is `leaving`, each answer is its connection's last: the next request is for whoever comes after.
+    While it is `leaving`, each answer is its connection's last: the next request is for whoever comes after. `refused`
+    is told what never reached the application: why, and the id that its sender was told.
     """
 
-    def __init__(self, app: ASGIApp, listening: Listening, port: int, *, leaving: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listening: Listening,
+        port: int,
+        *,
+        leaving: Callable[[], bool],
+        refused: Callable[[ModelOpsError, str], None],
+    ) -> None:
         self._app = app
         self._listening = listening
         self._leaving = leaving
+        self._refused = refused
         self.port = port
         self._tasks = Tasks("rest")
         self._server: uvicorn.Server | None = None
@@ -55,10 +65,11 @@ class HttpServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, self.port), family=family, backlog=2048)
         self.port = listener.getsockname()[1]
-        bounds = self._listening
+        bounds, tell = self._listening, self._refused
 
         class Bounded(_Protocol):
             listening = bounds
+            refused = staticmethod(tell)
 
         config = uvicorn.Config(
             self._answer,
@@ -138,6 +149,7 @@ class _Protocol(HttpToolsProtocol):
     """
 
     listening: Listening
+    refused: Callable[[ModelOpsError, str], None]
     _in_head = True
     _progress = 0  # heads, pieces of bodies and ends of messages that have arrived
     _uncounted = 0  # bytes that have arrived since the last of these
@@ -159,7 +171,11 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         most = self.listening.max_connections
         if len(self.connections) > most:
-            self._refuse(Overloaded(f"all {most} connections of this server are in use", retry_after_s=1.0))
+            self._refuse(
+                Overloaded(
+                    f"all {most} connections of this server are in use", retry_after_s=1.0, reason="connection_limit"
+                )
+            )
             return
         self._expect()
 
@@ -331,10 +347,12 @@ class _Protocol(HttpToolsProtocol):
             self._abort()
             return
         self._give_up()
-        told = problem(error, uuid.uuid4().hex, status)
+        request_id = uuid.uuid4().hex
+        told = problem(error, request_id, status)
         phrase = HTTPStatus(told.status_code).phrase
         fields = [(b"connection", b"close"), *self.server_state.default_headers, *told.raw_headers]
         head = f"HTTP/1.1 {told.status_code} {phrase}\r\n".encode()
+        self.refused(error, request_id)
         self.transport.write(head + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n" + told.body)
         self.transport.close()
         self._take_in_time()

@@ -27,7 +27,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "stream": (bool,),
     "timeout_s": (int, float),
     "api_key": (str,),
+    "traceparent": (str,),
+    "tracestate": (str,),
 }
+#: Fields of W3C Trace Context.
+TRACE = ("traceparent", "tracestate")
 _ENVELOPE = (*_KINDS, "payload")
 _FIND_REQUEST_ID = re.compile(rb'"request_id"\s*:\s*"([^"\\\x00-\x1f]{1,128})"')
 
@@ -79,6 +83,7 @@ def piece(call: Call, chunk: Any) -> dict[str, Any]:
 
 def failed(call: Call, error: ModelOpsError) -> dict[str, Any]:
     """A refusal, but for its request id."""
+    call.failed(error)
     answer: dict[str, Any] = {
         "success": False,
         "result": None,

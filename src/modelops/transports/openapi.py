@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from modelops.api.operations import OPERATIONS, Operation
+from modelops.api.operations import METRICS, OPERATIONS, Operation, Page
 from modelops.api.planned import PLANNED, Planned
 from modelops.api.types import Request
 
@@ -77,6 +77,7 @@ def document() -> dict[str, Any]:
         paths.setdefault(operation.route.path, {})[operation.route.method.lower()] = _operation(operation)
     for planned in PLANNED:
         paths.setdefault(planned.path, {})[planned.method.lower()] = _planned(planned)
+    paths[METRICS.path] = {"get": _page(METRICS)}
     for path, (summary, why_not) in _PROBES.items():
         paths[path] = {"get": _probe(path, summary, why_not)}
     return {
@@ -136,11 +137,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 def _planned(planned: Planned) -> dict[str, Any]:
-    if planned.response is None:
-        content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
-    else:
-        one = _ref(planned.response)
-        content = {"application/json": {"schema": {"type": "array", "items": one} if planned.many else one}}
+    one = _ref(planned.response)
+    content = {"application/json": {"schema": {"type": "array", "items": one} if planned.many else one}}
     success = {"description": planned.description, "content": content}
     described: dict[str, Any] = {
         "operationId": planned.name,
@@ -151,6 +149,16 @@ def _planned(planned: Planned) -> dict[str, Any]:
     if planned.request:
         described["requestBody"] = _body(planned.request)
     return described
+
+
+def _page(page: Page) -> dict[str, Any]:
+    success = {"description": page.description, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "operationId": page.name,
+        "summary": page.summary,
+        "tags": ["system"],
+        "responses": {"200": success} | _errors(("not_found", *_at_the_door(page.scope))),
+    }
 
 
 def _probe(path: str, summary: str, why_not: str) -> dict[str, Any]:

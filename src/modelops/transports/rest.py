@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelops.api import types
 from modelops.api.errors import (
@@ -32,7 +33,7 @@ from modelops.api.errors import (
     PermissionDenied,
     TooLarge,
 )
-from modelops.api.operations import OPERATIONS, Operation
+from modelops.api.operations import METRICS, OPERATIONS, Operation
 from modelops.api.planned import PLANNED, Planned
 from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
@@ -43,6 +44,10 @@ from modelops.transports.problems import problem
 
 log = logging.getLogger(__name__)
 
+#: Where a request's call is found in its scope.
+_CALL = "modelops.call"
+#: Headers of W3C Trace Context.
+_TRACE = ("traceparent", "tracestate")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SWAGGER = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head><body><div id="ui"></div>
@@ -63,8 +68,10 @@ class RestServer:
     def __init__(self, coordinator: Coordinator, listening: Listening, port: int) -> None:
         self._listening = listening
         self._tasks = Tasks("rest")
-        app = application(coordinator, listening, self._tasks)
-        self._server = HttpServer(app, listening, port, leaving=lambda: coordinator.draining)
+        app = _Followed(coordinator, application(coordinator, listening, self._tasks))
+        self._server = HttpServer(
+            app, listening, port, leaving=lambda: coordinator.draining, refused=partial(_refused, coordinator)
+        )
 
     @property
     def address(self) -> str:
@@ -88,6 +95,29 @@ class RestServer:
         await self._tasks.close()
 
 
+def _refused(coordinator: Coordinator, error: ModelOpsError, request_id: str) -> None:
+    """What the server below the application has refused counts as well."""
+    call = Call(request_id, "rest", wanted="no request")
+    with coordinator.following(call):
+        call.failed(error)
+
+
+class _Followed:
+    """Every request, from its head to the last byte of its answer, whatever it asks for."""
+
+    def __init__(self, coordinator: Coordinator, app: ASGIApp) -> None:
+        self._coordinator = coordinator
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trace = {name: value for name in _TRACE if (value := _header(scope, name.encode()))}
+        wanted = f"{scope['method']} {scope['path'][:100]}"
+        call = Call(_request_id(scope), "rest", trace=trace, peer=str((scope["client"] or ("",))[0]), wanted=wanted)
+        scope[_CALL] = call
+        with self._coordinator.following(call):
+            await self._app(scope, receive, send)
+
+
 def application(coordinator: Coordinator, listening: Listening, tasks: Tasks) -> Starlette:
     """The ASGI application: every operation, what is planned, the document and its page."""
     from swagger_ui_bundle import swagger_ui_path
@@ -104,6 +134,7 @@ def application(coordinator: Coordinator, listening: Listening, tasks: Tasks) ->
     ]
     routes += [Route(planned.path, _Later(coordinator, planned), methods=[planned.method]) for planned in PLANNED]
     routes += [
+        Route(METRICS.path, _Metrics(coordinator, listening), methods=["GET"]),
         Route("/health/live", _Probe(lambda: ""), methods=["GET"]),
         Route("/health/ready", _Probe(coordinator.not_ready), methods=["GET"]),
         Route("/openapi.json", document, methods=["GET"]),
@@ -143,8 +174,10 @@ class _Probe:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         why_not = self._why_not()
-        refusal = Overloaded(why_not, retry_after_s=1.0)
-        response = problem(refusal, _request_id(scope)) if why_not else Response(status_code=204)
+        if why_not:
+            response = _refusal(scope, Overloaded(why_not, retry_after_s=1.0, reason="not_ready"))
+        else:
+            response = Response(status_code=204)
         await response(scope, receive, send)
 
 
@@ -156,12 +189,31 @@ class _Later:
         self._planned = planned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(_request_id(scope), "rest")
         try:
-            await self._coordinator.admit(call, self._planned, _credentials(scope))
+            await self._coordinator.admit(scope[_CALL], self._planned, _credentials(scope))
             raise NotAvailable(f"{self._planned.method} {self._planned.path} comes with a later release")
         except ModelOpsError as error:
-            await problem(error, call.request_id)(scope, receive, send)
+            await _refusal(scope, error)(scope, receive, send)
+
+
+class _Metrics:
+    """The page for Prometheus."""
+
+    def __init__(self, coordinator: Coordinator, listening: Listening) -> None:
+        self._coordinator = coordinator
+        self._loopback = listening.loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if self._loopback and not self._coordinator.needs_keys:
+                _check_name(scope)
+            call = await self._coordinator.admit(scope[_CALL], METRICS, _credentials(scope))
+            response = Response(await self._coordinator.metrics(call), media_type=METRICS.content_type)
+        except ModelOpsError as error:
+            response = _refusal(scope, error)
+        except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
+            response = _refusal(scope, internal(scope[_CALL], error))
+        await response(scope, receive, send)
 
 
 class _Endpoint:
@@ -175,10 +227,11 @@ class _Endpoint:
         self._tasks = tasks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(_request_id(scope), "rest")
+        call: Call = scope[_CALL]
         try:
             try:
-                self._check_name(scope)
+                if self._loopback and not self._coordinator.needs_keys:
+                    _check_name(scope)
                 admitted = await self._coordinator.admit(call, self._operation, _credentials(scope))
                 fields = await self._fields(scope, receive)
                 call = replace(admitted, timeout_s=_timeout(scope), received=time.perf_counter())
@@ -191,28 +244,15 @@ class _Endpoint:
                 response = Response(body, _status(self._operation, request), media_type="application/json")
                 response.headers["x-request-id"] = call.request_id
             except ModelOpsError as error:
-                response = problem(error, call.request_id)
+                response = _refusal(scope, error)
             except Gone:
                 raise
-            except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
-                response = problem(internal(call, error), call.request_id)
+            except Exception as error:  # noqa: BLE001 - as above
+                response = _refusal(scope, internal(call, error))
             await response(scope, receive, send)
         except Gone:
+            call.gone()
             log.debug("request %s: the client is gone", call.request_id)
-
-    def _check_name(self, scope: Scope) -> None:
-        """A page of the web whose name was made to lead to this machine calls it by that name: no program here does."""
-        if not self._loopback or self._coordinator.needs_keys:
-            return
-        try:
-            name = urlsplit(f"//{_header(scope, b'host')}").hostname or ""
-        except ValueError:
-            raise InvalidRequest("the header 'Host' is no name or address") from None
-        if name and not is_loopback(name):
-            raise PermissionDenied(
-                f"without keys only programs of this machine are served, and they do not call it '{name[:64]}'; "
-                "use localhost, or make a key with 'modelops keys create'"
-            )
 
     async def _fields(self, scope: Scope, receive: Receive) -> object:
         """Body, query and path as one mapping of the request's fields."""
@@ -289,6 +329,19 @@ class _Endpoint:
         return result
 
 
+def _check_name(scope: Scope) -> None:
+    """A page of the web whose name was made to lead to this machine calls it by that name: no program here does."""
+    try:
+        name = urlsplit(f"//{_header(scope, b'host')}").hostname or ""
+    except ValueError:
+        raise InvalidRequest("the header 'Host' is no name or address") from None
+    if name and not is_loopback(name):
+        raise PermissionDenied(
+            f"without keys only programs of this machine are served, and they do not call it '{name[:64]}'; "
+            "use localhost, or make a key with 'modelops keys create'"
+        )
+
+
 def _status(operation: Operation, request: types.Request) -> int:
     if getattr(request, "dry_run", False):
         return 200
@@ -315,9 +368,15 @@ async def _http_error(request: Any, error: Exception) -> Response:
         said: ModelOpsError = NotFound(f"there is nothing at {path[:100]!r}; the operations are listed at /docs")
     else:
         said = InvalidRequest(f"{request.method} is not offered at this path")
-    response = problem(said, _request_id(request.scope), error.status_code)
+    response = _refusal(request.scope, said, error.status_code)
     response.headers.update(error.headers or {})
     return response
+
+
+def _refusal(scope: Scope, error: ModelOpsError, status: int = 0) -> Response:
+    call: Call = scope[_CALL]
+    call.failed(error)
+    return problem(error, call.request_id, status)
 
 
 def _header(scope: Scope, name: bytes) -> str:

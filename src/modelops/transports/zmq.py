@@ -50,7 +50,7 @@ class _Gone(Exception):
 
 
 class _Peer:
-    """Where an answer goes: the frames before the body, the connection that the request came over, and its id.
+    """Where an answer goes: the frames before the body, the connection that the request came over, its id; its call.
 
     Raises zmq.ZMQError for a message that does not tell its connection.
     """
@@ -60,6 +60,7 @@ class _Peer:
         self.connection = int(body.get(zmq.SRCFD))
         self.strict = body.get("Socket-Type") == "REQ"
         self.request_id = messages.find_request_id(body.buffer)
+        self.call = Call(self.request_id or uuid.uuid4().hex, "zmq", peer=str(body.get("Peer-Address")))
 
 
 class ZmqServer:
@@ -132,8 +133,9 @@ class ZmqServer:
         waiting = [found for peers in self._working.values() for found in peers.items()]
         telling = []
         for task, peer in waiting:
+            answer = messages.failed(peer.call, shutting_down())
             task.cancel()
-            telling.append(self._tasks.start("last words", self._tell(peer, shutting_down())))
+            telling.append(self._tasks.start("last words", self._send_if_there(peer, answer)))
         if telling:
             await asyncio.wait(telling, timeout=_LAST_WORDS_S)
         await self._tasks.close()
@@ -179,7 +181,12 @@ class ZmqServer:
             return
         peer = _Peer([frame.bytes for frame in envelope], body)
         if waiting >= _MOST_AT_ONCE:
-            work = self._tell(peer, Overloaded(f"{_MOST_AT_ONCE} requests of this connection wait", retry_after_s=1.0))
+            work = self._tell(
+                peer,
+                Overloaded(
+                    f"{_MOST_AT_ONCE} requests of this connection wait", retry_after_s=1.0, reason="connection_limit"
+                ),
+            )
         elif len(body) > self._listening.max_body_bytes:
             work = self._tell(peer, TooLarge(f"the request is over {self._listening.max_body_bytes} bytes"))
         else:
@@ -226,26 +233,36 @@ class ZmqServer:
 
     # --- one message ---
     async def _answer(self, peer: _Peer, body: bytes) -> None:
-        with contextlib.suppress(_Gone):
-            call = Call(peer.request_id or uuid.uuid4().hex, "zmq")
+        with self._coordinator.following(peer.call):
+            call = peer.call
             try:
                 message = messages.envelope(types.from_json(body))
                 shown = Credentials(message.get("api_key", ""))
                 peer.request_id = message.get("request_id", "")
-                call = replace(call, request_id=peer.request_id or call.request_id, timeout_s=message.get("timeout_s"))
+                call = replace(
+                    call,
+                    request_id=peer.request_id or call.request_id,
+                    timeout_s=message.get("timeout_s"),
+                    trace={name: message[name] for name in messages.TRACE if name in message},
+                )
                 await self._perform(peer, call, message, shown)
                 return
             except _Gone:
-                raise
+                call.gone()
+                return
             except ModelOpsError as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
                 failure = internal(call, error)
-            await self._send(peer, messages.failed(call, failure))
+            await self._send_if_there(peer, messages.failed(call, failure))
 
     async def _tell(self, peer: _Peer, error: ModelOpsError) -> None:
+        with self._coordinator.following(peer.call):
+            await self._send_if_there(peer, messages.failed(peer.call, error))
+
+    async def _send_if_there(self, peer: _Peer, answer: dict[str, Any]) -> None:
         with contextlib.suppress(_Gone):
-            await self._send(peer, messages.failed(Call(peer.request_id, "zmq"), error))
+            await self._send(peer, answer)
 
     async def _perform(self, peer: _Peer, call: Call, message: dict[str, Any], shown: Credentials) -> None:
         action, payload = message["action"], message.get("payload", {})
