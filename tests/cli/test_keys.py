@@ -477,7 +477,7 @@ def opened(data: Path, *arguments: str) -> tuple[dict[str, str], int, str]:
 def test_insecure_opens_it_and_is_warned_of(tmp_path: Path) -> None:
     addresses, status, said = opened(tmp_path, "--insecure")
     assert (addresses["rest"].startswith("http://0.0.0.0:"), status) == (True, 0)
-    assert "WARNING listening on 0.0.0.0 without keys: whoever reaches it may use it" in said
+    assert '"event": "listening on 0.0.0.0 without keys: whoever reaches it may use it; ' in said
     assert "without a certificate" in said
     assert "ZMQ is not encrypted" in said
 
@@ -498,7 +498,7 @@ def test_with_key_certificate_and_curve_nothing_is_left_to_warn_of(tmp_path: Pat
     files = ("--tls-cert-file", str(tmp_path / "tls/cert.pem"), "--tls-key-file", str(tmp_path / "tls/key.pem"))
     addresses, status, said = opened(tmp_path, *files, "--curve-file", str(tmp_path / "curve.key"))
     assert (addresses["rest"].startswith("https://0.0.0.0:"), status) == (True, 0)
-    assert "WARNING" not in said
+    assert '"level": "warning"' not in said
 
 
 def test_a_revoked_key_keeps_the_door_shut(tmp_path: Path) -> None:
@@ -738,7 +738,7 @@ def test_no_key_and_no_prompt_stands_in_a_file_or_in_the_log(guarded: Served, da
             status.append(200 if answer["success"] else {"unauthenticated": 401}[answer["code"]])
         assert status == [200 if text == key else 401] * 5
     log = guarded.log.read_text()
-    assert " DEBUG " in log
+    assert '"level": "debug"' in log
     secrets = [text.rpartition("_")[2] for text in (key, wrong)]
     assert holding(data, *secrets, prompt, (tls / "key.pem").read_text().splitlines()[1]) == []
     # The digest is what is kept, and the log has no use for it.

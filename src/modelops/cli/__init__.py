@@ -1,10 +1,25 @@
-"""The command `modelops`: `serve` runs the coordinator, `pull` fetches a file, all else is a client.
+"""The command `modelops`: `serve` runs the coordinator, `pull`, `keys`, `tls` and `doctor` work on this machine's
+files, all else is a client.
 
 What costs time to import is imported by the commands that need it: `modelops --help` is quick.
 """
 
-from modelops.cli import ask, keys, models, system
+from modelops.cli import ask, keys, models, system, top
 from modelops.cli.common import FAILED, INTERRUPTED, MISUSED, UNREACHABLE, main
+from modelops.cli.doctor import doctor
 from modelops.cli.serve import serve
 
-__all__ = ["FAILED", "INTERRUPTED", "MISUSED", "UNREACHABLE", "ask", "keys", "main", "models", "serve", "system"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "MISUSED",
+    "UNREACHABLE",
+    "ask",
+    "doctor",
+    "keys",
+    "main",
+    "models",
+    "serve",
+    "system",
+    "top",
+]

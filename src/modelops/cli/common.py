@@ -83,8 +83,9 @@ def main() -> None:
     """One server for the language models of this machine: over gRPC, REST and ZMQ."""
 
 
-def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command that talks to a coordinator: it gets a client, and the options that say which."""
+def client_command(name: str, timeout_s: float | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that talks to a coordinator: it gets a client, and the options that say which. With `timeout_s` no
+    answer is waited for any longer."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
@@ -95,7 +96,7 @@ def client_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
             if api_key_file is not None:
                 api_key = _key_in(api_key_file)
-            with Client(url or DEFAULT_URL, api_key=api_key, ca_file=ca_file) as client:
+            with Client(url or DEFAULT_URL, api_key=api_key, timeout_s=timeout_s, ca_file=ca_file) as client:
                 function(client, **options)
 
         decorated = as_json_option(fails_well(connected))

@@ -1,0 +1,135 @@
+"""The engine: which one there is, whether it starts, and whether it can use the GPUs that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from modelops.cli.doctor.findings import Area, Finding, count
+from modelops.serving.devices import Device, ThisMachine
+from modelops.serving.placement import HOST
+from modelops.settings import Settings
+
+AREA = Area("engine")
+_PATIENCE_S = 15.0  # CUDA takes seconds to begin on a machine with many GPUs
+_CUDA = (
+    "install a llama-server that was built for CUDA (llama.cpp publishes them), and name it in engine.executable "
+    "(MODELOPS_ENGINE__EXECUTABLE=/path/to/llama-server); until then models run on the CPU"
+)
+_NAME_ONE = "name a llama-server in engine.executable (MODELOPS_ENGINE__EXECUTABLE), or leave that empty for xllamacpp"
+#: What the package says of itself, in a process of its own: a library for another processor ends the one that loads it.
+_ASK = """
+import json, xllamacpp
+ask = getattr(xllamacpp, "get_device_info", None)
+print(json.dumps(ask and [each["name"] for each in ask() if each["type"].name.endswith("GPU")]))
+"""
+_LISTED = re.compile(r"^\s+(?P<name>[A-Za-z]+\d*): .*\(\d+ MiB", re.MULTILINE)
+_VERSION = re.compile(r"^version: .*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a program said before it ended; `status` None: it did not end in time."""
+
+    status: int | None
+    out: str = ""
+    err: str = ""
+
+    @property
+    def last(self) -> str:
+        """Its last line, for a reason."""
+        lines = [line for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
+        return lines[-1].strip()[:200] if lines else "it says nothing"
+
+
+def engine(settings: Settings) -> Iterator[Finding]:
+    """What runs the models, and whether it would."""
+    from modelops.api.errors import EngineFailed
+    from modelops.engines.llama_cpp import find_executable
+
+    try:
+        executable = find_executable(settings.engine.executable)
+    except EngineFailed as error:
+        what, _, todo = error.message.partition(": ")
+        yield AREA.wrong("engine", what, todo or _NAME_ONE)
+        return
+    yield from _executable(executable) if executable else _package()
+
+
+def _executable(path: str) -> Iterator[Finding]:
+    try:
+        version = _ask(path, "--version")
+    except OSError as error:
+        yield AREA.wrong("engine", f"{path} cannot be started: {error.strerror}", _NAME_ONE)
+        return
+    if fault := _fault(version):
+        yield AREA.wrong("engine", f"{path} does not start: {fault}", f"mend it, or {_NAME_ONE}")
+        return
+    told = _VERSION.search(f"{version.out}\n{version.err}")
+    if told is None:
+        what = f"{path} starts, and does not tell its version: {version.last}"
+        yield AREA.warning("engine", what, _NAME_ONE)
+    else:
+        yield AREA.ok("engine", f"{path}, {told[0]}")
+    listed = _ask(path, "--list-devices")
+    known = listed.status == 0 and "Available devices" in listed.out + listed.err
+    yield from gpus(there_now(), _LISTED.findall(listed.out + listed.err) if known else None)
+
+
+def _package() -> Iterator[Finding]:
+    from importlib.metadata import version
+
+    name = f"the package xllamacpp {version('xllamacpp')}"
+    said = _ask(sys.executable, "-c", _ASK)
+    if said.status != 0:
+        fault = _fault(said) or said.last
+        mend = "install it again (pip install --force-reinstall xllamacpp), or name a llama-server in engine.executable"
+        yield AREA.wrong("engine", f"{name} cannot be loaded: {fault}", mend)
+        return
+    yield AREA.ok("engine", name)
+    yield from gpus(there_now(), json.loads(said.out.splitlines()[-1]))
+
+
+def there_now() -> list[Device]:
+    """The GPUs that the driver shows."""
+    return [device for device in ThisMachine().devices() if device.device != HOST]
+
+
+def gpus(there: Sequence[Device], usable: list[str] | None) -> Iterator[Finding]:
+    """Whether the engine sees the GPUs that are there: it names the `usable` ones, None where it does not tell."""
+    have = f"{count(len(there), 'GPU')} ({', '.join(sorted({gpu.name for gpu in there}))})"
+    if not there:
+        if usable:
+            yield AREA.ok("GPU", f"the engine sees {', '.join(usable)}")
+    elif usable is None:
+        yield AREA.warning("GPU", f"there is {have}; whether the engine can use it is unknown", f"see its log; {_CUDA}")
+    elif not usable:
+        yield AREA.warning("GPU", f"there is {have}, and the engine sees none of it: it was built for the CPU", _CUDA)
+    else:
+        yield AREA.ok("GPU", f"the engine sees {', '.join(usable)} of {have}")
+
+
+def _fault(said: Said) -> str:
+    """Why a program did not start; empty where it did, if only to refuse its arguments."""
+    if said.status is None:
+        return f"it says nothing for {_PATIENCE_S:.0f} s"
+    if said.status < 0:
+        name = signal.Signals(-said.status).name
+        return f"it ends by {name}" + (": it was built for another processor" if name == "SIGILL" else "")
+    return said.last if said.status in (126, 127) else ""  # by which shells and loaders say that nothing ran
+
+
+def _ask(*argv: str) -> Said:
+    """Raises OSError where the program cannot be started at all."""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, text=True, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        return Said(None)
+    return Said(done.returncode, done.stdout, done.stderr)
