@@ -26,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import grpc
@@ -180,20 +181,26 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(file: Path | None, threads: int) -> Iterator[Served]:
-    """A coordinator with a data folder of its own and MODEL loaded; `threads` 0 leaves its engine's to it."""
+def serving(file: Path | None, threads: int, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Served]:
+    """A coordinator with a data folder of its own and MODEL loaded; `threads` 0 leaves its engine's to it. Its log goes
+    into a file."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         put_model(file, Path(folder) / "models" / f"{MODEL}.gguf")
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
         env |= {"MODELOPS_DATA_DIR": folder, "MODELOPS_ENGINE__THREADS": str(threads)}
         env |= {f"MODELOPS_SERVER__{name}_PORT": "0" for name in ("REST", "GRPC", "ZMQ")}
-        argv = [sys.executable, "-m", "modelops.cli", "serve", "--json", "--log-level", "warning", "--load", MODEL]
-        with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
+        env |= settings
+        argv = [sys.executable, "-m", "modelops.cli", "serve", "--json", "--load", MODEL]
+        log = Path(folder) / "log"
+        with (
+            log.open("w") as written,
+            subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=written, text=True) as process,
+        ):
             try:
                 assert process.stdout is not None
                 line = process.stdout.readline()
                 if not line:
-                    sys.exit("the coordinator did not start; it said why above")
+                    sys.exit(f"the coordinator did not start:\n{log.read_text()}")
                 addresses = json.loads(line)
                 coordinator = psutil.Process(process.pid)
                 engine = next(child for child in coordinator.children(recursive=True) if "--host" in child.cmdline())
