@@ -17,8 +17,7 @@ Its behaviour comes as JSON in the variable FAKE_ENGINE:
   echo         answer with one token: the request's path and body, and the engine's flags, as JSON
   garbage      answer with bytes that are no HTTP events
   status       answer every request with this HTTP status
-  sick_file    a file as long as which `status` (500 by default) is answered
-  sick_file    a file while which exists it answers with status 500
+  sick_file    a file while which exists it answers every request with `status` (500 by default)
   says         what is said with that status
   child        start a child process that outlives nothing: it sleeps, in the tree
   ignore_term  do not end on SIGTERM
