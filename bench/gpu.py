@@ -11,6 +11,7 @@ weights of zero in a sparse file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -111,9 +112,7 @@ def load(asked: Client, model: str, context: int, slots: int, cache: str) -> Loa
         list(
             threads.map(lambda number: asked.infer(key(model), f"Hello {number}", max_tokens=8, raw=True), range(slots))
         )
-    engines = {
-        process.pid: process for process in psutil.process_iter() if f"/{key(model)}.gguf" in str(process.cmdline())
-    }
+    engines = engines_of(key(model))
     on_gpu = sum(size for pid, size in _gpu().used_by.items() if pid in engines)
     measured = {"gpu0": on_gpu / MB, "cpu": sum(process.memory_info().rss for process in engines.values()) / MB}
     asked.unload(key(model))
@@ -121,6 +120,16 @@ def load(asked: Client, model: str, context: int, slots: int, cache: str) -> Loa
     wait_until(lambda: not engines.keys() & _gpu().used_by.keys(), 10, "the memory to be shown free")
     planned = {device.device: device.memory_mb for device in plan.devices}
     return Load(planned, measured, time.monotonic() - began)
+
+
+def engines_of(name: str) -> dict[int, psutil.Process]:
+    """The processes that run the model `name`. Others come and go meanwhile, or are over and not yet waited for."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if f"/{name}.gguf" in str(process.cmdline()):
+                found[process.pid] = process
+    return found
 
 
 def _gpu() -> Device:

@@ -12,6 +12,7 @@ class Nvml:
     """NVIDIA's library, as much of it as is asked: `cards` are what it tells, `refused` (function, card) what not."""
 
     NVML_TEMPERATURE_GPU = 0
+    nvmlMemory_v2 = 0x02000028  # noqa: N815
 
     class NVMLError(Exception):
         """What every function raises."""
@@ -36,11 +37,15 @@ class Nvml:
         self.told("handle", number)
         return number
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int | None) -> Any:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: int | None, version: int = 0) -> Any:  # noqa: N802
         if handle is None:
             raise self.NVMLError("Invalid Argument")
         total, free = self.told("memory", handle)
-        return SimpleNamespace(total=total, free=free)
+        if not version:  # what the driver keeps for itself counts as used
+            return SimpleNamespace(total=total, free=free, used=total - free)
+        assert version == self.nvmlMemory_v2
+        kept = self.told("reserved", handle) or 0
+        return SimpleNamespace(version=version, total=total, reserved=kept, free=free, used=total - free - kept)
 
     def nvmlDeviceGetName(self, handle: int) -> Any:  # noqa: N802
         return self.told("name", handle or 0)

@@ -312,6 +312,23 @@ def test_what_others_hold_of_a_gpu_is_told() -> None:
     assert "process 1)" not in one.found
 
 
+@pytest.mark.parametrize(
+    ("written", "state"),
+    [("", "ok"), ("-1", "ok"), (" -1,0", "ok"), ("3", "warning"), ("3,0", "warning"), ("GPU-x", "warning")],
+)
+def test_a_choice_of_gpus_that_names_none(monkeypatch: pytest.MonkeyPatch, written: str, state: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", written)
+    [one] = machine.graphics([], ours=set())
+    assert (one.state, f"CUDA_VISIBLE_DEVICES is '{written}'" in one.found) == (state, True)
+    assert ("nvidia-smi -L" in one.mend) is (state == "warning")
+
+
+def test_a_choice_of_gpus_that_names_one_is_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,7")
+    [one] = machine.graphics([Device("gpu0", "NVIDIA H200", 140 << 30, 139 << 30)], ours=set())
+    assert one.state == "ok"
+
+
 # --- models ---
 def test_models_that_fit_are_told_with_what_they_need(tmp_path: Path) -> None:
     ggufs.make(tmp_path / "models" / "small.Q8_0.gguf")

@@ -50,7 +50,8 @@ def test_an_address_that_is_none_of_ours(tmp_path: Path, host: str) -> None:
 
 def test_a_coordinator_that_runs_is_found_and_keeps_its_ports(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with serving(data, links=[("m", tiny_gguf(tmp_path / "m.gguf"))], load=["m"], fake={}) as served:
+    links = [("m", tiny_gguf(tmp_path / "m.gguf"))]
+    with serving(data, links=links, load=["m"], fake={}, fresh=True) as served:  # it is known by its command line
         ports = {name: address.rpartition(":")[2] for name, address in vars(served).items() if name in "rest grpc zmq"}
         env = {f"MODELOPS_SERVER__{name.upper()}_PORT": port for name, port in ports.items()}
         env |= {"MODELOPS_ENGINE__EXECUTABLE": str(FAKE_ENGINE)}

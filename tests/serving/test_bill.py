@@ -60,7 +60,7 @@ def test_the_figures_of_a_machine_with_gpus() -> None:
     assert bill.sentence("new") == (
         "'new' needs 5620 MB and 9216 MB on cpu, 3072 MB on gpu0 and 0 MB on gpu1 are free "
         "(held: 'busy' 3272 MB, 'idle' 2198 MB); it would fit with gpu_layers 4; "
-        "else unload a model that is in use, or raise memory.budget_mb where it is what binds"
+        "else unload a model that is in use or pinned, or raise memory.budget_mb where it is what binds"
     )
 
 

@@ -139,6 +139,26 @@ def test_every_card_is_told_with_who_uses_it(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+def test_what_the_driver_keeps_for_itself_is_neither_used_nor_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    (idle, busy) = gpus(monkeypatch, Nvml(T4 | {"memory": (16 * MB, 15 * MB), "reserved": MB}, A100 | {"reserved": MB}))
+    assert [(card.total, card.used, card.free) for card in (idle, busy)] == [
+        (16 * MB, 0, 15 * MB),
+        (40 * MB, 9 * MB, 30 * MB),
+    ]
+
+
+@pytest.mark.parametrize("old", ["driver", "library", "binding"])
+def test_a_driver_that_does_not_tell_what_it_keeps_is_read_as_before(monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    nvml = Nvml(A100 | {"reserved": MB}, refused={("reserved", 0)} if old == "driver" else None)
+    if old == "library":
+        monkeypatch.delattr(Nvml, "nvmlMemory_v2")
+    if old == "binding":
+        told = nvml.nvmlDeviceGetMemoryInfo
+        monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", lambda handle: told(handle), raising=False)
+    (card,) = gpus(monkeypatch, nvml)
+    assert (card.total, card.used, card.free) == (40 * MB, 10 * MB, 30 * MB)
+
+
 def test_they_are_read_fresh_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     card = A100.copy()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -23,6 +23,7 @@ from modelops.serving.estimates import (
     measured_bytes,
     projected_bytes,
     settings_key,
+    unused_bytes,
 )
 from modelops.serving.gguf import Header, read_header
 from modelops.serving.memory import DRIVER_LIBRARY_BYTES, LIBRARY_BYTES, MB, Need, need
@@ -166,10 +167,55 @@ async def test_what_a_gpu_holds_for_the_driver_is_learnt_from_any_load(
     assert (await estimates.estimate(SPEC, header, computed(), "cpu")).need.driver == 0
 
 
+@pytest.mark.parametrize("kind", ["experts", "recurrent"])
+async def test_a_model_of_a_kind_that_should_take_more_says_nothing_of_others(
+    queries: EstimateQueries, tmp_path: Path, kind: str
+) -> None:
+    estimates = Estimates(queries, ask=False)
+    plain, special = header_of(tmp_path, 300), header_of(tmp_path, 301)
+    special = replace(special, experts=(8, 2)) if kind == "experts" else replace(special, state_length=64)
+    told = json.dumps({"copied": 0, "devices": {"Host": [20 * MB, 0, 15 * MB], "CUDA0": [200 * MB, 100 * MB, 38 * MB]}})
+    for of in (plain, special):
+        await queries.put(EstimateRow(of.digest, settings_key(SPEC), "gpu", on_gpu().total, 810 * MB, told, 0, 0.0))
+    taken = Taken(at_load=200 * MB, answered=210 * MB, gpu_layers=3, per_gpu=(604 + 38) * MB)
+    await estimates.loaded(SPEC, special, on_gpu(), taken, "gpu")  # it takes as any model
+    assert (await estimates.estimate(SPEC, special, on_gpu(), "gpu")).need.per_gpu == (604 + 38) * MB, "known"
+    assert (await estimates.estimate(SPEC, plain, on_gpu(), "gpu")).need.per_gpu == (600 + 38) * MB, "as on first sight"
+    await estimates.loaded(SPEC, plain, on_gpu(), replace(taken, per_gpu=(620 + 38) * MB), "gpu")
+    third = header_of(tmp_path, 302)
+    assert (await estimates.estimate(SPEC, third, on_gpu(), "gpu")).need.per_gpu == (40 + 620) * MB
+
+
 def test_mapped_weights_count_and_copied_ones_count_once() -> None:
     projection = Projection({"Host": Share(900 * MB, 50 * MB, 5 * MB)}, copied=300 * MB)
     assert measured_bytes(400 * MB, projection, computed()) == (400 + 600 + 30) * MB + LIBRARY_BYTES
     assert measured_bytes(400 * MB, None, computed()) == (400 + 900 + 30) * MB + LIBRARY_BYTES
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_are_copied_are_read_from_the_copy_only(tmp_path: Path, tied: bool) -> None:
+    file = make(
+        tmp_path / "m.gguf", layers=4, width=512, heads=8, feed_forward=1024, words=2048, kind="q4_0", tied=tied
+    )
+    header = read_header(file)
+    again = header.input_bytes if tied else 0  # it is the embeddings, too
+    told = Projection({"Host": Share(9 * MB, 1, 1)}, copied=5 * MB)
+    sizes = need(header, slots=1, context_length=512, batch_size=128, cache_ram_mb=50)
+    assert unused_bytes(told, header, sizes, 0) == 5 * MB - again
+    assert unused_bytes(replace(told, copied=0), header, sizes, 900 * MB) == 0, "the engine says that it copies none"
+
+    with_driver = need(header, slots=1, context_length=512, batch_size=128, cache_ram_mb=50, on_gpu=True)
+    for projection, of in ((None, sizes), (GPU, with_driver)):  # nothing tells how many: we see it
+        own = sizes.total - sizes.parts["weights"] - sizes.later - LIBRARY_BYTES
+        assert unused_bytes(projection, header, of, own + header.reordered_bytes + again) == header.reordered_bytes
+        assert unused_bytes(projection, header, of, own) == 0
+        assert unused_bytes(projection, header, of, own + 900 * MB) == header.reordered_bytes
+        assert unused_bytes(projection, header, of, own + 900 * MB, gpu_layers=2) == 0
+    assert header.reordered_bytes > 4 * MB
+
+
+def test_weights_in_another_form_are_not_copied(tmp_path: Path) -> None:
+    assert read_header(make(tmp_path / "m.gguf", kind="q8_0")).reordered_bytes == 0
 
 
 @pytest.mark.parametrize(

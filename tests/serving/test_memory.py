@@ -9,7 +9,7 @@ import pytest
 from ggufs import make
 from modelops.serving.gguf import Header, read_header
 from modelops.serving.layers import Layer
-from modelops.serving.memory import LIBRARY_BYTES, MB, Need, need
+from modelops.serving.memory import DRIVER_BYTES, LIBRARY_BYTES, MB, Need, more_driver, need
 from modelops.serving.placement import MB as PLACEMENT_MB
 
 HEADER = Header(
@@ -28,6 +28,7 @@ HEADER = Header(
     other_bytes=5,
     tied=False,
     copied_input=False,
+    reordered_bytes=0,
     experts=(0, 0),
     pooling=-1,
     adapter=False,
@@ -94,6 +95,23 @@ def test_a_tied_head_costs_a_gpu_a_copy_and_ram_one_only_where_it_is_reordered()
     tied = replace(HEADER, tied=True, output_bytes=100)
     assert (of().tied, of(tied).tied) == (0, 1_000_000)
     assert of(replace(tied, copied_input=True)).total == of(tied).total + 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("architecture", "state", "experts", "more"),
+    [
+        ("llama", 0, 0, False),
+        ("qwen3moe", 0, 8, True),
+        ("mamba", 1024, 0, True),
+        ("granitehybrid", 1024, 0, True),
+        ("lfm2", 1024, 0, False),
+        ("lfm2moe", 1024, 4, True),
+    ],
+)
+def test_of_which_kinds_a_gpus_driver_keeps_more(architecture: str, state: int, experts: int, more: bool) -> None:
+    header = replace(HEADER, architecture=architecture, state_length=state, experts=(4 * experts, experts))
+    assert (more_driver(header) > 0) is more
+    assert of(header, on_gpu=True).driver == DRIVER_BYTES + more_driver(header)
 
 
 def test_adapters_come_on_top() -> None:

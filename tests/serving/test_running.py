@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ggufs import make
 from modelops.engines.llama_cpp import Engine
+from modelops.engines.probe import Projection, Share, project
 from modelops.serving.builds import Build
 from modelops.serving.catalog import Version
 from modelops.serving.devices import Device
-from modelops.serving.estimates import choose
+from modelops.serving.estimates import choose, projected_bytes
 from modelops.serving.events import Candidate
 from modelops.serving.placement import HOST, MB, Layout, Wants
 from modelops.serving.running import Running, room
@@ -64,6 +66,48 @@ async def test_what_the_driver_says_of_its_processes_is_its_own(started: Start) 
     assert found.free == {HOST: 1400 * MB, "gpu0": 600 * MB, "gpu1": 850 * MB}
     ram = pytest.approx(running.engine.taken_bytes(), rel=0.1)
     assert found.taken == {5: {HOST: ram, "gpu0": 250 * MB, "gpu1": 0}}
+
+
+async def test_weights_that_were_copied_do_not_count_twice(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = started(Layout({HOST: 400 * MB}))
+    projection = Projection({"Host": Share(270 * MB, 30 * MB, 10 * MB)}, copied=240 * MB)
+    running = replace(
+        running, build=replace(running.build, estimate=replace(running.build.estimate, projection=projection))
+    )
+    monkeypatch.setattr(running.engine, "taken_bytes", lambda: 300 * MB)
+    for resident, held in ((585, 345), (330, 300)):  # of the second the machine has taken the pages back
+        monkeypatch.setattr(running.engine, "memory_bytes", lambda size=resident: size * MB)
+        assert running.holds(devices({}, running)) == {HOST: held * MB}
+        assert running.seen == held * MB
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
+async def test_a_real_engine_holds_what_it_was_planned_to_take(tmp_path: Path, kind: str) -> None:
+    shape: dict[str, Any] = {
+        "layers": 12,
+        "width": 1024,
+        "heads": 16,
+        "feed_forward": 4096,
+        "words": 8192,
+        "kind": kind,
+    }
+    version = Version("m", 1, "llm", make(tmp_path / "m.gguf", **shape), "m.gguf", "")
+    tuned = tune(version, Wish(), EngineSettings(context_length=512, slots=1), cores=1, gpus=False)
+    projection = await project(tuned.spec)
+    assert projection is not None
+    estimate = replace(choose(tuned.need, projected_bytes(projection, tuned.need), None, None), projection=projection)
+    build = Build(version, Wish(), tuned, estimate, Candidate(1, Wants(tuned.need), slots=1), "cpu")
+    engine = Engine(tuned.spec, tmp_path / "e.sock")
+    await engine.start()
+    for known in (estimate, replace(estimate, projection=None)):
+        running = Running(replace(build, estimate=known), Layout({}), engine)
+        running.loaded(NOW)
+        held = running.holds([Device(HOST, "", 1, 1)])[HOST]
+        planned = estimate.total - tuned.need.later
+        assert held == pytest.approx(planned, abs=32 * MB)
+        assert held >= engine.taken_bytes()
+    assert version.file.stat().st_size > 90 * MB, "or nobody would notice"
+    await engine.stop()
 
 
 async def test_where_the_driver_names_no_process_what_is_loaded_counts_as_taken(started: Start) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from metrics.pages import samples, value
 from modelops.metrics import Metrics
 from modelops.store.database import StateFileError, open_database
+from modelops.store.estimates import EstimateQueries, EstimateRow
 from modelops.store.models import ModelQueries, VersionRow
 from modelops.store.residents import ResidentQueries
 from modelops.store.tables import MIGRATIONS, metadata
@@ -163,4 +164,17 @@ async def test_who_leaves_is_no_error_of_the_file(tmp_path: Path) -> None:
     looking.cancel()
     await asyncio.wait([looking])
     assert value(samples(metrics.page({}).decode()), "moc_state_file_errors_total") == 0
+    await database.dispose()
+
+
+async def test_what_was_learnt_of_a_driver_before_it_was_told_apart_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    for step in MIGRATIONS[:4]:
+        for statement in step:
+            do(file, statement)
+    fields = "header, settings, device, computed, projected, projection, measured, driver, at"
+    do(file, f"INSERT INTO memory_estimates ({fields}) VALUES ('sha', 'one', 'gpu', 3, 2, '', 4, 514, 1.0)")
+    do(file, "PRAGMA user_version = 4")
+    database = await open_database(file)
+    assert await EstimateQueries(database).of("sha", "gpu") == [EstimateRow("sha", "one", "gpu", 3, 2, "", 4, 1.0)]
     await database.dispose()

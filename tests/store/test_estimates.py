@@ -36,3 +36,18 @@ async def test_each_file_and_kind_of_device_has_its_own_the_latest_first(queries
     assert await queries.of("other", "cpu") == [others[0]]
     assert await queries.of("sha", "gpu") == [others[1]]
     assert await queries.of("nothing", "cpu") == []
+
+
+async def test_the_least_that_a_driver_keeps_is_of_models_of_no_special_kind(queries: EstimateQueries) -> None:
+    assert await queries.least_driver("gpu") == 0
+    row = replace(ROW, device="gpu", driver=600)
+    for other in (
+        replace(row, settings="a"),
+        replace(row, settings="b", driver=700),
+        replace(row, settings="c", driver=500, more_driver=90),
+        replace(row, settings="d", driver=400, projected=0),
+        replace(row, settings="e", driver=0),
+        replace(ROW, settings="f", driver=300),
+    ):
+        await queries.put(other)
+    assert await queries.least_driver("gpu") == 600

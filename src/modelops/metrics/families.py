@@ -60,7 +60,16 @@ BUILD = _gauge("moc_build_info", "1, with the release as a label.", "version")
 
 # --- GPUs ---
 GPU_TOTAL = _gauge("moc_gpu_total_memory_mb", "Memory of the GPU, in MiB.", "device")
-GPU_USED = _gauge("moc_gpu_used_memory_mb", "Memory of the GPU in use, by whomever, in MiB.", "device")
+GPU_USED = _gauge(
+    "moc_gpu_used_memory_mb",
+    "Memory of the GPU that programs hold, ours or others, in MiB, as nvidia-smi says.",
+    "device",
+)
+GPU_FREE = _gauge(
+    "moc_gpu_free_memory_bytes",
+    "Memory of the GPU that may still be taken: a part of it is neither used nor free, but its driver's.",
+    "device",
+)
 GPU_UTILIZATION = _gauge(
     "moc_gpu_utilization_percent", "How busy the GPU is, in percent, as its driver says.", "device"
 )

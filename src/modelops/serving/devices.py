@@ -29,7 +29,8 @@ class Device:
     """One device, "cpu" for the host's RAM and "gpu0", "gpu1", … in NVML's order. Sizes in bytes.
 
     `used_by` is what each process holds, where the device tells; `uuid` is the driver's name for a GPU, which no other
-    has; what a card does not tell is None; `simulated` devices do not show what engines take.
+    has; what a card does not tell is None; `simulated` devices do not show what engines take. `withheld` is what a
+    GPU's driver keeps for itself, where it tells: nobody uses it, and nobody can have it.
     """
 
     device: str
@@ -41,11 +42,12 @@ class Device:
     used_by: Mapping[int, int] = field(default_factory=dict)
     uuid: str = ""
     simulated: bool = False
+    withheld: int = 0
 
     @property
     def used(self) -> int:
-        """What is not free."""
-        return self.total - self.free
+        """What programs hold, as `nvidia-smi` says it. Not what is not free: see `withheld`."""
+        return self.total - self.free - self.withheld
 
 
 class Machine(Protocol):
@@ -196,7 +198,7 @@ def visible(gpus: Sequence[Device], written: str | None) -> list[Device]:
 def _gpu(nvml: Any, number: int) -> Device:
     """A card that does not tell its memory has none: nothing is placed there, and the others keep their numbers."""
     handle = _told(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(number), None)
-    memory = _told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle), None)
+    memory = _memory(nvml, handle)
     name = _told(nvml, lambda: nvml.nvmlDeviceGetName(handle), "NVIDIA")
     uuid = _told(nvml, lambda: nvml.nvmlDeviceGetUUID(handle), "")
     used_by: dict[int, int] = {}
@@ -213,7 +215,16 @@ def _gpu(nvml: Any, number: int) -> Device:
         temperature_celsius=heat,
         used_by=used_by,
         uuid=_text(uuid),
+        withheld=int(getattr(memory, "reserved", 0)),
     )
+
+
+def _memory(nvml: Any, handle: Any) -> Any:
+    """What a card tells of its memory; None: nothing. Old drivers do not tell what they keep for themselves."""
+    try:
+        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except (nvml.NVMLError, AttributeError, TypeError):
+        return _told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle), None)
 
 
 def _text(told: Any) -> str:

@@ -185,6 +185,28 @@ def measured_bytes(
     return taken + mapped + on_gpus + beside + computed.later
 
 
+def unused_bytes(
+    projection: Projection | None, header: Header, computed: Need, at_load: int, gpu_layers: int = 0
+) -> int:
+    """Of the weights that an engine maps, those that it read once, to copy them into another order.
+
+    Their pages stay resident, and the machine can take them back for good. The projection tells how many were copied.
+    Where it is of GPUs that took nothing after all, or there is none, we see it by what the process had taken `at_load`
+    beside all else: where the processor has no use for another order, it is nothing. Beside a GPU that takes layers,
+    an engine copies none (`make_cpu_buft_list` in `src/llama-model.cpp`).
+    """
+    again = header.input_bytes if header.copied_input else 0  # as embeddings the original is read, too
+    if projection and (gpu_layers or not projection.on_gpus):
+        copied = projection.copied
+    elif gpu_layers:
+        return 0
+    else:
+        files = {"weights", "driver"}
+        own = computed.total - computed.later - LIBRARY_BYTES - sum(computed.parts.get(name, 0) for name in files)
+        copied = min(header.reordered_bytes + again, at_load - own)
+    return max(0, copied - again)
+
+
 class Estimates:
     """Estimates by what the state file knows and an engine tells."""
 
@@ -203,8 +225,10 @@ class Estimates:
             row = await self._asked(spec, header, computed, device)
         projection, driver = _from_json(row.projection), computed.driver
         if driver:  # what a GPU holds beside units and the formula's computing
-            if known := row.driver or await self._queries.least_driver(device):
-                driver = known + more_driver(header)
+            if row.driver:
+                driver = row.driver
+            elif least := await self._queries.least_driver(device):
+                driver = least + more_driver(header)
             driver += beside_units(projection, computed) - computed.compute
         other = next((past for past in map(_past, _others(rows, key)) if past), None)
         chosen = choose(computed, row.projected or None, _past(row), other, driver, model=spec.model_name)
@@ -242,10 +266,11 @@ class Estimates:
             max(taken.answered, taken.at_load + compute),
             *(projection, computed, [layer.weights for layer in header.blocks], taken.gpu_layers),
         )
-        driver = row.driver
-        if taken.per_gpu:  # as any model has it
-            driver = max(1, taken.per_gpu - beside_units(projection, computed) - more_driver(header))
-        await self._queries.put(replace(row, measured=measured, driver=driver, at=time.time()))
+        row = replace(row, measured=measured, at=time.time())
+        if taken.per_gpu:
+            driver = max(1, taken.per_gpu - beside_units(projection, computed))
+            row = replace(row, driver=driver, more_driver=more_driver(header))
+        await self._queries.put(row)
         return measured
 
 

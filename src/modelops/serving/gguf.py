@@ -37,11 +37,11 @@ class Header:
 
     `blocks` are the repeating layers. `input_bytes` are the embeddings, which stay in RAM; `output_bytes` the output
     head, without one where it is the embeddings once more (`tied`), and the last norm; `other_bytes` belong to no
-    layer. `copied_input` says that the engine keeps a tied head's weights twice. `vocabulary` counts tokens, `merges`
-    the rules that join them. `query_length` is the width of all heads, `state_length` that of a recurrent layer.
-    `experts` is (all, used for each token). `pooling` is -1 where none is named. `adapter` marks a LoRA adapter, which
-    is no model. `file_bytes` counts all parts. `digest` is the SHA-256 of the header alone: what a model needs of
-    memory depends on nothing else.
+    layer. `copied_input` says that the engine keeps a tied head's weights twice, `reordered_bytes` are those of which
+    it reads only a copy. `vocabulary` counts tokens, `merges` the rules that join them. `query_length` is the width of
+    all heads, `state_length` that of a recurrent layer. `experts` is (all, used for each token). `pooling` is -1 where
+    none is named. `adapter` marks a LoRA adapter, which is no model. `file_bytes` counts all parts. `digest` is the
+    SHA-256 of the header alone: what a model needs of memory depends on nothing else.
     """
 
     architecture: str
@@ -59,6 +59,7 @@ class Header:
     other_bytes: int
     tied: bool
     copied_input: bool
+    reordered_bytes: int
     experts: tuple[int, int]
     pooling: int
     adapter: bool
@@ -206,10 +207,10 @@ def _header(values: Mapping[str, Any], tensors: Sequence[Tensor], file_bytes: in
         output_bytes=sizes["output"],
         other_bytes=sizes["other"],
         tied=tied,
-        copied_input=tied
-        and embeddings is not None
-        and embeddings.kind in _REORDERED
-        and embeddings.shape[-1] % 8 == 0,
+        copied_input=tied and embeddings is not None and _reordered(embeddings),
+        reordered_bytes=sum(
+            tensor.nbytes for tensor in tensors if _reordered(tensor) and not tensor.name.startswith(_INPUT)
+        ),
         experts=(number("expert_count", 0), number("expert_used_count", 0)),
         pooling=number("pooling_type", -1),
         adapter=adapter,
@@ -218,6 +219,10 @@ def _header(values: Mapping[str, Any], tensors: Sequence[Tensor], file_bytes: in
         file_bytes=file_bytes,
         digest=digest,
     )
+
+
+def _reordered(tensor: Tensor) -> bool:
+    return tensor.kind in _REORDERED and len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0
 
 
 def _sizes(tensors: Sequence[Tensor], count: int) -> tuple[list[int], dict[str, int]]:

@@ -53,6 +53,8 @@ _STATE_WITHOUT_HEADS = frozenset(
         "nemotron_h_moe",
     ]
 )
+#: The state is the last few tokens and nothing that was accumulated.
+SHORT_CONVOLUTION = frozenset({"lfm2", "lfm2moe"})
 #: All but every n-th layer has a state; n is in the file.
 _STATE_BETWEEN = frozenset(["qwen3next", "qwen35", "qwen35moe", "minimax-01"])
 #: Layers have both a state and a cache.
@@ -145,7 +147,7 @@ def _windows(architecture: str, count: int, number: Number, numbers: Numbers) ->
         window = 0
     if window:
         window = _WINDOW_FIXED.get(architecture, window)
-        if architecture in ("lfm2", "lfm2moe"):
+        if architecture in SHORT_CONVOLUTION:
             return [window] * count
         listed = numbers("attention.sliding_window_pattern", 0)
         if architecture in _WINDOW_LISTED or (architecture in _WINDOW_PERIOD and len(set(listed)) > 1):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from modelops.serving.gguf import Header
-from modelops.serving.layers import WITHOUT_CACHE, Layer
+from modelops.serving.layers import SHORT_CONVOLUTION, WITHOUT_CACHE, Layer
 
 MB = 2**20
 _F16 = 2
@@ -30,7 +30,7 @@ _SLOT_BYTES = MB // 4
 #: the pages of their files. Measured on an H100 with CUDA 13 for ten architectures (610 to 715 MB of the GPU); a load
 #: that is measured says what they are here.
 DRIVER_BYTES = 616 * MB
-_MORE_DRIVER_BYTES = 90 * MB  # with experts, or recurrent layers
+_MORE_DRIVER_BYTES = 90 * MB  # with experts, or recurrent layers that do more than to convolve a few tokens
 _DRIVER_RAM_BYTES = 180 * MB
 DRIVER_LIBRARY_BYTES = 170 * MB
 #: What an engine lays out before it loads, and so projects; and what fills only while it serves.
@@ -152,7 +152,8 @@ def need(
 
 def more_driver(header: Header) -> int:
     """What NVIDIA's libraries keep on a GPU for this model and not for others."""
-    return _MORE_DRIVER_BYTES if header.experts[1] or header.state_length else 0
+    recurrent = header.state_length and header.architecture not in SHORT_CONVOLUTION
+    return _MORE_DRIVER_BYTES if header.experts[1] or recurrent else 0
 
 
 def _outputs(vocabulary: int, slots: int) -> int:

@@ -82,7 +82,7 @@ class Bill:
         fits = f"it would fit with {' or '.join(self.would_fit)}" if self.would_fit else "no smaller setting would fit"
         return (
             f"'{name}' needs {_mb(self.needed, up=True)} MB and {free} are free (held: {held}); {fits}; "
-            "else unload a model that is in use, or raise memory.budget_mb where it is what binds"
+            "else unload a model that is in use or pinned, or raise memory.budget_mb where it is what binds"
         )
 
     def details(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from modelops.engines.llama_cpp import Engine
 from modelops.serving.builds import Build
 from modelops.serving.devices import Device
-from modelops.serving.estimates import Taken
+from modelops.serving.estimates import Taken, unused_bytes
 from modelops.serving.events import Room
 from modelops.serving.placement import HOST, MB, Layout
 from modelops.settings import MemorySettings
@@ -47,8 +47,14 @@ class Running:
         return due
 
     def holds(self, devices: Sequence[Device]) -> dict[str, int]:
-        """Bytes of each device that its processes are shown to hold: what is resident of RAM, and of GPUs that tell."""
-        held = {HOST: self.engine.memory_bytes()}
+        """Bytes of each device that its processes are shown to hold: of RAM, and of GPUs that tell.
+
+        Of RAM that is what is resident, but for the weights that it has mapped and copied; never less than what it has
+        taken for good, though the machine may have taken such pages back already.
+        """
+        tuned, projection = self.build.tuned, self.build.estimate.projection
+        unused = unused_bytes(projection, tuned.header, tuned.need, self.at_load, self.layout.gpu_layers)
+        held = {HOST: max(self.engine.taken_bytes(), self.engine.memory_bytes() - unused)}
         held |= {device: size for device, size in self._on_gpus(devices).items() if size}
         told = len(held) > 1 or not self.layout.gpu_layers  # a container's GPUs may not tell which is whose
         self.seen = sum(held.values()) if told else 0

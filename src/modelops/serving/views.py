@@ -144,13 +144,17 @@ class Lease:
             self.outcome = Outcome("failed", f"a request was not answered within {limit_s:g} s")
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
-        """The engine's answer, piece by piece; raises the reason instead of the engine's where the slot was taken."""
+        """The engine's answer, piece by piece; raises the reason instead of the engine's where the slot was taken.
+
+        Several answers may be made, one after another: what they take adds up.
+        """
+        read, answered = self._read, self._answered
         with self._noted():
             async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
                 async for piece in pieces:
-                    self._read = max(self._read, piece.prompt_tokens)
+                    self._read = max(self._read, read + piece.prompt_tokens)
                     # Without the engine's own count, which comes last, each part is one token or more.
-                    self._answered = self._answered + bool(piece.text) if piece.tokens is None else piece.tokens
+                    self._answered = self._answered + piece.says if piece.tokens is None else answered + piece.tokens
                     yield piece
             self.outcome = Outcome("answered")
 

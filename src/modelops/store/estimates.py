@@ -16,7 +16,8 @@ class EstimateRow:
 
     `header` is the digest of the file's header, `projection` the engine's own as JSON, "" where it gave none,
     `measured` 0 until a load has been measured, `driver` what each GPU then held beside what was foretold for it, 0
-    where it does not tell, `at` seconds since the epoch.
+    where it does not tell, `at` seconds since the epoch, `more_driver` how much of `driver` is thought to be for this
+    kind of model only.
     """
 
     header: str
@@ -28,6 +29,7 @@ class EstimateRow:
     measured: int
     at: float
     driver: int = 0
+    more_driver: int = 0
 
 
 _FIELDS = [memory_estimates.c[name] for name in EstimateRow.__dataclass_fields__]
@@ -47,10 +49,11 @@ class EstimateQueries:
             return [EstimateRow(*row) for row in await connection.execute(query)]
 
     async def least_driver(self, device: str) -> int:
-        """The least that a GPU of this kind held beside what was foretold for it, whatever the file; 0: not known."""
-        projected = memory_estimates.c.projected > 0  # else the formula's error is in it
-        chosen = (memory_estimates.c.device == device) & (memory_estimates.c.driver > 0) & projected
-        query = select(func.min(memory_estimates.c.driver)).where(chosen)
+        """The least that a GPU of this kind held beside what was foretold for it, of models of no special kind; 0: not
+        known."""
+        of = memory_estimates.c
+        plain = (of.projected > 0) & (of.more_driver == 0)  # else an error of ours may be in it
+        query = select(func.min(of.driver)).where((of.device == device) & (of.driver > 0) & plain)
         async with self._database.connect() as connection:
             return (await connection.execute(query)).scalar_one_or_none() or 0
 

@@ -46,6 +46,7 @@ memory_estimates = Table(
     Column("measured", BigInteger, nullable=False),  # 0: not yet
     Column("driver", BigInteger, nullable=False, server_default="0"),  # on each GPU beside what is projected there
     Column("at", Float, nullable=False),
+    Column("more_driver", BigInteger, nullable=False, server_default="0"),  # of `driver`, what not every model has
 )
 
 keys = Table(
@@ -87,5 +88,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE keys (id VARCHAR NOT NULL PRIMARY KEY, name VARCHAR NOT NULL, digest VARCHAR NOT NULL, "
         "scopes VARCHAR NOT NULL, priority VARCHAR NOT NULL, rate VARCHAR NOT NULL DEFAULT '', "
         "token_rate VARCHAR NOT NULL DEFAULT '', created_at FLOAT NOT NULL, expires_at FLOAT, revoked_at FLOAT)",
+    ),
+    (
+        "ALTER TABLE memory_estimates ADD COLUMN more_driver BIGINT NOT NULL DEFAULT 0",
+        "UPDATE memory_estimates SET driver = 0",  # that of a few kinds of models was too low, and which is not said
     ),
 )

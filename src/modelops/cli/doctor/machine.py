@@ -53,7 +53,12 @@ def graphics(gpus: list[Device], ours: set[int]) -> Iterator[Finding]:
     """Each GPU, and what other processes than `ours` hold of it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not gpus and hidden is not None:
-        yield AREA.ok("GPU", f"none is seen: CUDA_VISIBLE_DEVICES is '{hidden}'")
+        told = f"none is seen: CUDA_VISIBLE_DEVICES is '{hidden}'"
+        if hidden.split(",")[0].strip() in ("", "-1"):  # somebody wants it so
+            yield AREA.ok("GPU", told)
+        else:
+            mend = "name one as 'nvidia-smi -L' does, or unset it to use all; -1 says that none is wanted"
+            yield AREA.warning("GPU", f"{told}, which begins with no GPU of this machine", mend)
     elif not gpus and Path("/dev/nvidiactl").exists():
         broken = "there is an NVIDIA driver, and it does not answer"
         yield AREA.warning("GPU", broken, "see what 'nvidia-smi' says; in a container, start that with access to GPUs")
