@@ -45,6 +45,16 @@ class ModelOpsStub:
                 request_serializer=model__ops__pb2.InferenceRequest.SerializeToString,
                 response_deserializer=model__ops__pb2.InferenceChunk.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_unary(
+                '/ModelOps/Chat',
+                request_serializer=model__ops__pb2.ChatRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ChatResponse.FromString,
+                _registered_method=True)
+        self.ChatStream = channel.unary_stream(
+                '/ModelOps/ChatStream',
+                request_serializer=model__ops__pb2.ChatRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.ChatChunk.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/ModelOps/Embed',
                 request_serializer=model__ops__pb2.EmbedRequest.SerializeToString,
@@ -144,6 +154,20 @@ class ModelOpsServicer:
 
     def InferStream(self, request, context):
         """The same, answered as it is made; the last chunk has done = true and the whole InferenceResponse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Chat(self, request, context):
+        """A conversation instead of one turn, with tools, forced formats and log probabilities
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChatStream(self, request, context):
+        """the last chunk has done = true and the whole ChatResponse
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +294,16 @@ def add_ModelOpsServicer_to_server(servicer, server):
                     servicer.InferStream,
                     request_deserializer=model__ops__pb2.InferenceRequest.FromString,
                     response_serializer=model__ops__pb2.InferenceChunk.SerializeToString,
+            ),
+            'Chat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=model__ops__pb2.ChatRequest.FromString,
+                    response_serializer=model__ops__pb2.ChatResponse.SerializeToString,
+            ),
+            'ChatStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.ChatStream,
+                    request_deserializer=model__ops__pb2.ChatRequest.FromString,
+                    response_serializer=model__ops__pb2.ChatChunk.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
@@ -411,6 +445,60 @@ class ModelOps:
             '/ModelOps/InferStream',
             model__ops__pb2.InferenceRequest.SerializeToString,
             model__ops__pb2.InferenceChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/Chat',
+            model__ops__pb2.ChatRequest.SerializeToString,
+            model__ops__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChatStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ModelOps/ChatStream',
+            model__ops__pb2.ChatRequest.SerializeToString,
+            model__ops__pb2.ChatChunk.FromString,
             options,
             channel_credentials,
             insecure,

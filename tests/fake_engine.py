@@ -14,6 +14,9 @@ Its behaviour comes as JSON in the variable FAKE_ENGINE:
   die_after    kill the whole process with SIGKILL after that many tokens
   dies_once    a file that the first of them makes which dies so: the others do not
   hang_after   stop answering, the connection open, after that many tokens
+  choices      what a chat is answered, one event each, in llama.cpp's own words: delta, logprobs, finish_reason
+  calls        what a chat is answered first, in the same form: until its last message is that of a tool
+  no_tools     its model's chat template knows no tools
   echo         answer with one token: the request's path and body, and the engine's flags, as JSON
   garbage      answer with bytes that are no HTTP events
   status       answer every request with this HTTP status
@@ -79,13 +82,29 @@ class Handler(BaseHTTPRequestHandler):
             ready = time.monotonic() - STARTED >= BEHAVIOUR.get("load_s", 0)
             ready = ready and Path(BEHAVIOUR.get("ready_file", "/")).exists()
             self.reply(200 if ready else 503, {"status": "ok" if ready else "loading"})
+        elif self.path == "/slots":
+            self.reply(200, [{"id": number, "is_processing": True} for number in range(ACTIVE)])
         else:
             self.reply(404, {})
 
     def do_POST(self) -> None:
+        global ACTIVE
+        with LOCK:
+            ACTIVE += 1
+        try:
+            self.answer()
+        finally:
+            with LOCK:
+                ACTIVE -= 1
+
+    def answer(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers["Authorization"] != f"Bearer {os.environ['LLAMA_API_KEY']}":
             self.reply(401, {"error": {"message": "Invalid API Key", "type": "authentication_error"}})
+            return
+        if self.path == "/apply-template":
+            turns = [turn["content"] for turn in body["messages"]] if BEHAVIOUR.get("no_tools") else body
+            self.reply(200, {"prompt": json.dumps(turns)})
             return
         if status := sickness():
             self.reply(
@@ -110,7 +129,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         read_prompt()
         chat = "chat" in self.path
-        count = 1 if BEHAVIOUR.get("echo") else min(body["max_tokens"], BEHAVIOUR.get("tokens", 1 << 30))
+        longest = body["max_tokens"] if body["max_tokens"] > 0 else 1 << 30  # -1: as many as there is room for
+        count = 1 if BEHAVIOUR.get("echo") else min(longest, BEHAVIOUR.get("tokens", 1 << 30))
+        choices = BEHAVIOUR.get("choices", ())
+        if chat and body["messages"][-1]["role"] != "tool":
+            choices = BEHAVIOUR.get("calls", choices)
+        if choices:
+            count = len(choices)
         for number in range(count):
             if number == BEHAVIOUR.get("die_after"):
                 die()
@@ -119,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             told = {"path": self.path, "flags": sys.argv[1:]} | body
             text = json.dumps(told) if BEHAVIOUR.get("echo") else f"w{number} ".ljust(BEHAVIOUR.get("token_bytes", 0))
             choice = {"delta": {"content": text}} if chat else {"text": text}
+            choice = choices[number] if choices else choice
             self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
             time.sleep(BEHAVIOUR.get("token_s", 0))
         self.event({"choices": [], "usage": {"completion_tokens": count, "prompt_tokens": 1}})

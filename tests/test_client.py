@@ -63,6 +63,36 @@ def test_infer_and_stream_give_the_same_answer(served: Served, kind: Kind) -> No
     assert streamed[-1].final.tokens_generated == whole.tokens_generated > 1
 
 
+def test_chat_and_its_stream_go_on_with_the_same_conversation(served: Served, kind: Kind) -> None:
+    said = [
+        {"role": "user", "content": "My name is Zebedee."},
+        {"role": "assistant", "content": "Nice to meet you, Zebedee!"},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    whole = call(kind, served.rest, "chat", "smollm2", said, max_tokens=16, temperature=0.0)
+    streamed = chunks(kind, served.rest, "smollm2", said, method="chat_stream", max_tokens=16, temperature=0.0)
+    assert "Zebedee" in whole.message.content
+    assert "".join(chunk.text for chunk in streamed) == whole.message.content
+    assert [chunk.done for chunk in streamed] == [False] * (len(streamed) - 1) + [True]
+    assert streamed[-1].final is not None
+    assert streamed[-1].final.message == whole.message
+
+
+def test_a_conversation_that_is_none_is_refused_before_anything_is_sent(kind: Kind) -> None:
+    for wrong in ([], [{"role": "nobody"}], [{"rolle": "user"}]):
+        with pytest.raises(InvalidRequest, match="messages"):
+            call(kind, NOWHERE, "chat", "m", wrong)
+        with pytest.raises(InvalidRequest, match="messages"):
+            chunks(kind, NOWHERE, "m", wrong, method="chat_stream")
+
+
+def test_a_conversation_that_is_left_frees_its_slot(slow: Served, kind: Kind) -> None:
+    asked = [{"role": "user", "content": "hi"}]
+    [chunk] = chunks(kind, slow.rest, "slow", asked, method="chat_stream", max_tokens=LONG, first=1)
+    assert chunk.text == "w0 "
+    _freed(slow)
+
+
 def test_the_options_of_a_request_reach_the_engine(slow: Served, kind: Kind) -> None:
     assert call(kind, slow.rest, "infer", "slow", "hello", max_tokens=3).output_text == "w0 w1 w2 "
 

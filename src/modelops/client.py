@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -21,11 +21,15 @@ from urllib.parse import quote
 
 import httpx
 
+from modelops.api import chat as chats
 from modelops.api import types
 from modelops.api.errors import BY_CODE, InvalidRequest, ModelOpsError
 from modelops.api.operations import OPERATIONS, Operation
 
 DEFAULT_URL = "http://127.0.0.1:8008"
+
+#: A turn of a conversation: `{"role": "user", "content": "Hello!"}`; its fields are those of ChatTurn.
+Turn = Mapping[str, Any]
 
 _BY_NAME = {operation.name: operation for operation in OPERATIONS}
 _Answer = TypeVar("_Answer", bound=types.Response)
@@ -131,6 +135,10 @@ def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
         raise _strange(response.status_code) from None
 
 
+def _turns(messages: Sequence[Turn]) -> list[dict[str, Any]]:
+    return [dict(turn) for turn in messages]
+
+
 def _chunk(kind: type[_Answer], line: str) -> _Answer | None:
     return kind.model_validate_json(line[6:]) if line.startswith("data: ") else None
 
@@ -174,6 +182,15 @@ class Client:
         """As `infer`, chunk by chunk as the answer is made; the last is `done`. Closing the iterator cancels."""
         fields = {"model_name": model, "input_text": text, **options, "stream": True}
         yield from self._stream("infer", types.InferenceChunk, **fields)
+
+    def chat(self, model: str, messages: Sequence[Turn], **options: Any) -> chats.ChatResponse:
+        """How the conversation goes on; `options` are the other fields of ChatRequest."""
+        return self._call("chat", chats.ChatResponse, model_name=model, messages=_turns(messages), **options)
+
+    def chat_stream(self, model: str, messages: Sequence[Turn], **options: Any) -> Generator[chats.ChatChunk]:
+        """As `chat`, chunk by chunk as the answer is made; the last is `done`. Closing the iterator cancels."""
+        fields = {"model_name": model, "messages": _turns(messages), **options, "stream": True}
+        yield from self._stream("chat", chats.ChatChunk, **fields)
 
     def embed(self, model: str, inputs: list[str], **options: Any) -> types.EmbedResponse:
         """Each input as a vector of length 1, by a model of type `embedding`."""
@@ -294,6 +311,19 @@ class AsyncClient:
         """As Client.stream; to cancel, close the generator (`contextlib.aclosing`)."""
         fields = {"model_name": model, "input_text": text, **options, "stream": True}
         async with contextlib.aclosing(self._stream("infer", types.InferenceChunk, **fields)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def chat(self, model: str, messages: Sequence[Turn], **options: Any) -> chats.ChatResponse:
+        """As Client.chat."""
+        return await self._call("chat", chats.ChatResponse, model_name=model, messages=_turns(messages), **options)
+
+    async def chat_stream(
+        self, model: str, messages: Sequence[Turn], **options: Any
+    ) -> AsyncGenerator[chats.ChatChunk]:
+        """As Client.chat_stream; to cancel, close the generator (`contextlib.aclosing`)."""
+        fields = {"model_name": model, "messages": _turns(messages), **options, "stream": True}
+        async with contextlib.aclosing(self._stream("chat", chats.ChatChunk, **fields)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

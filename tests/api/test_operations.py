@@ -21,7 +21,7 @@ API, CONTRACT = (SPEC / "api.md").read_text(), (SPEC / "contract.md").read_text(
 SERVICE = pb.DESCRIPTOR.services_by_name["ModelOps"]
 MESSAGES = pb.DESCRIPTOR.message_types_by_name
 #: What a field of a request is called where it is no field of the message: said in another way over gRPC.
-NOT_IN_PROTO = {"infer": {"stream"}, "list_models": {"all"}}
+NOT_IN_PROTO = {"infer": {"stream"}, "chat": {"stream"}, "list_models": {"all"}}
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 

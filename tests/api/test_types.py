@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from modelops.api.chat import ChatRequest
 from modelops.api.errors import InvalidRequest
 from modelops.api.operations import OPERATIONS
 from modelops.api.types import (
@@ -72,7 +73,7 @@ def test_what_lies_on_a_bound_is_accepted(fields: dict[str, Any]) -> None:
     [
         ({"input_text": ""}, "input_text: string should have at least 1 character"),
         ({"input_text": "x" * 10_001}, "input_text: string should have at most 10000 characters"),
-        ({"input_text": "a\0b"}, "input_text: value error, must not contain NUL characters"),
+        ({"input_text": "a\0b"}, "input_text: must not contain NUL characters"),
         ({"input_text": "\ud800"}, "input_text: input should be a valid string"),
         ({"input_text": 5}, "input_text: input should be a valid string"),
         ({"input_text": None}, "input_text: input should be a valid string"),
@@ -109,7 +110,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
         (ModelLoadRequest, {"model_name": "m", "model_type": "gan"}, "model_type: input should be 'llm', 'embedding'"),
         (ModelLoadRequest, {"model_name": "m", "gpu_layers": -2}, "gpu_layers: input should be greater than or equal"),
         (ModelLoadRequest, {"model_name": "m", "gpu_layers": 2**31}, "gpu_layers: input should be less than or equal"),
-        (ModelLoadRequest, {"model_name": "m", "model_path": "a\0"}, "model_path: value error, must not contain NUL"),
+        (ModelLoadRequest, {"model_name": "m", "model_path": "a\0"}, "model_path: must not contain NUL"),
         (
             ModelLoadRequest,
             {"model_name": "m", "model_path": "x" * 4097},
@@ -126,7 +127,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], message: str) -> None:
         (EmbedRequest, {"model_name": "m", "inputs": ["x"] * 257}, "inputs: list should have at most 256 items"),
         (EmbedRequest, {"model_name": "m", "inputs": ["x", ""]}, "inputs.1: string should have at least 1 character"),
         (EmbedRequest, {"model_name": "m", "inputs": ["x" * 32_769]}, "inputs.0: string should have at most 32768"),
-        (EmbedRequest, {"model_name": "m", "inputs": ["a\0b"]}, "inputs.0: value error, must not contain NUL"),
+        (EmbedRequest, {"model_name": "m", "inputs": ["a\0b"]}, "inputs.0: must not contain NUL"),
         (EmbedRequest, {"model_name": "m", "inputs": "x"}, "inputs: input should be a valid list"),
         (RerankRequest, {"model_name": "m", "query": "", "documents": ["x"]}, "query: string should have at least 1"),
         (RerankRequest, {"model_name": "m", "query": "x", "documents": []}, "documents: list should have at least 1"),
@@ -152,7 +153,13 @@ def test_other_requests_are_as_strict(kind: type[Request], fields: object, messa
 
 # --- keep_alive ---
 KEPT = [operation.request for operation in OPERATIONS if "keep_alive" in operation.request.model_fields]
-LEAST: Mapping[str, Any] = {"input_text": "x", "inputs": ["x"], "query": "x", "documents": ["x"]}
+LEAST: Mapping[str, Any] = {
+    "input_text": "x",
+    "messages": [{"role": "user"}],
+    "inputs": ["x"],
+    "query": "x",
+    "documents": ["x"],
+}
 
 
 def keep_alive(kind: type[Request], value: object) -> Any:
@@ -161,7 +168,7 @@ def keep_alive(kind: type[Request], value: object) -> Any:
 
 
 def test_whoever_asks_or_loads_may_say_how_long_the_model_stays() -> None:
-    assert set(KEPT) == {InferenceRequest, EmbedRequest, RerankRequest, ModelLoadRequest}
+    assert set(KEPT) == {InferenceRequest, ChatRequest, EmbedRequest, RerankRequest, ModelLoadRequest}
 
 
 @pytest.mark.parametrize("kind", KEPT)

@@ -18,7 +18,7 @@ Random = random.Random
 #: What is asked for half of the time would hide the rest: some operations start a process each time.
 SELDOM = {"load_model", "unload_model", "activate_version", "roll_back", "remove_version", "prune"}
 
-_ASKING = {"infer": "llm", "embed": "embedding", "rerank": "reranker"}
+_ASKING = {"infer": "llm", "chat": "llm", "embed": "embedding", "rerank": "reranker"}
 _NAMES = (
     *("x-request-id", "idempotency-key", "x", "a.b_c-d", "grpc-timeout", "te", "x-bin", "host", "x" * 300, "0"),
     *("authorization", "x-api-key", "grpc-encoding", "content-type", "grpc-tags-bin"),
@@ -96,6 +96,16 @@ class House:
             "model_version": lambda: rng.choice(("v1", "v2", "v9", "all")),
             "model_type": lambda: rng.choice(("llm", "embedding", "reranker")),
             "input_text": lambda: rng.choice(("Hello", "größer", "x" * 10_000)),
+            "messages": lambda: [_turn(rng) for _ in range(rng.randrange(1, 4))],
+            "tools": lambda: [{"name": name, "parameters": _schema(rng)} for name in ("look_up", "add")],
+            "tool_choice": lambda: rng.choice(("auto", "none", "required", "look_up")),
+            "json_schema": lambda: _schema(rng),
+            "top_logprobs": lambda: rng.choice((0, 1, 20)),
+            "top_k": lambda: rng.choice((0, 40, 2**31 - 1)),
+            "min_p": lambda: rng.choice((0.0, 0.05, 1.0)),
+            "repeat_penalty": lambda: rng.choice((0.1, 1.1, 10.0)),
+            "presence_penalty": lambda: rng.choice((-2.0, 0.0, 2.0)),
+            "frequency_penalty": lambda: rng.choice((-2.0, 0.5, 2.0)),
             "system": lambda: rng.choice(("", "Be brief.")),
             "query": lambda: "which one",
             "inputs": lambda: ["one", "two"][: rng.randrange(1, 3)],
@@ -114,6 +124,21 @@ class House:
             "dry_run": lambda: rng.random() < 0.8,
         }
         return makers[name]() if name in makers else rng.random() < 0.5
+
+
+def _turn(rng: Random) -> dict[str, Any]:
+    """A turn of a conversation."""
+    turn: dict[str, Any] = {"role": rng.choice(("system", "user", "assistant", "tool")), "content": text(rng)}
+    if rng.random() < 0.2:
+        turn["tool_calls"] = [{"id": "1", "name": "add", "arguments": rng.choice(("", "{}", '{"a": 1}', "{no JSON"))}]
+    if rng.random() < 0.2:
+        turn |= {"name": "Ada", "tool_call_id": "1"}
+    return turn
+
+
+def _schema(rng: Random) -> str:
+    """A schema as text, mostly."""
+    return rng.choice(("", '{"type": "object"}', '{"type": "array", "items": {"enum": [1, "ü"]}}', "{}", "[]", "{no"))
 
 
 def pick(rng: Random) -> Operation:
@@ -226,6 +251,10 @@ def _field(known: FieldDescriptor, value: Any) -> bytes:
     if isinstance(value, list):
         return b"".join(_field(known, item) for item in value)
     match known.type:
+        case FieldDescriptor.TYPE_MESSAGE:
+            assert known.message_type
+            inner = b"".join(_field(known.message_type.fields_by_name[name], each) for name, each in value.items())
+            return tagged(known.number, 2, varint(len(inner)) + inner)
         case FieldDescriptor.TYPE_STRING:
             encoded = str(value).encode()
             return tagged(known.number, 2, varint(len(encoded)) + encoded)

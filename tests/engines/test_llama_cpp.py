@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
-from modelops.engines.base import EngineBroke, EngineSpec, Prompt
+from modelops.engines.base import CallPart, EngineBroke, EngineSpec, Likely, Piece, Prompt
 from modelops.engines.llama_cpp import Engine, automatic_batch, find_executable
 from support import FAKE_ENGINE
 
@@ -175,6 +175,110 @@ async def test_an_engine_that_hangs_can_be_left_and_stopped(fake: Make, socket: 
     assert not tree(socket)
 
 
+# --- conversations ---
+TALK = replace(PROMPT, text="", messages=({"role": "user", "content": "Hello"},))
+
+
+async def test_what_a_conversations_events_say_is_told_apart(fake: Make) -> None:
+    call = {"index": 1, "id": "c", "type": "function", "function": {"name": "add", "arguments": "{"}}
+    others = [{"token": "\ufffd", "logprob": -0.5, "bytes": [137]}, {"token": "Ho", "logprob": -1.5}]
+    likely = {"content": [{"token": "Hi", "logprob": -0.5, "top_logprobs": others}]}
+    engine = fake(
+        {
+            "choices": [
+                {"delta": {"role": "assistant", "content": None}, "finish_reason": None},
+                {"delta": {"reasoning_content": "Hm."}},
+                {"delta": {"content": "Hi"}, "logprobs": likely},
+                {"delta": {"tool_calls": [call]}},
+                {"delta": {"tool_calls": [{"index": 1, "function": {"arguments": "}"}}]}},
+                {"delta": {}, "finish_reason": "tool_calls"},
+            ]
+        }
+    )
+    await engine.start()
+    pieces = [piece async for piece in engine.generate(replace(TALK, options={"logprobs": True, "top_logprobs": 1}))]
+    assert pieces == [
+        Piece("", reasoning="Hm."),
+        Piece("Hi", likely=(Likely("Hi", -0.5, (72, 105), (Likely("\ufffd", -0.5, (137,)),)),)),
+        Piece("", calls=(CallPart(1, "c", "add", "{"),)),
+        Piece("", calls=(CallPart(1, arguments="}"),)),
+        Piece("", finish="tool_calls"),
+        Piece("", tokens=6, prompt_tokens=1),
+    ]
+
+
+async def test_a_conversation_is_asked_in_its_turns_and_with_its_options(fake: Make) -> None:
+    engine = fake({"echo": True})
+    await engine.start()
+    told = json.loads(await text(engine, replace(TALK, max_tokens=0, options={"top_k": 5, "logprobs": True})))
+    assert (told["path"], told["messages"]) == ("/v1/chat/completions", list(TALK.messages))
+    assert (told["max_tokens"], told["top_k"], told["stream"]) == (-1, 5, True)
+    assert told["top_logprobs"] == 1, "asked for none, it would not tell of the token itself"
+    assert "top_logprobs" not in json.loads(await text(engine, TALK))
+
+
+# --- functions ---
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+OFFERED = replace(TALK, max_tokens=0, stop=("!",), options={"tools": [ADD], "tool_choice": "auto"})
+
+
+async def test_functions_are_left_to_a_template_that_knows_them(fake: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    engine = fake({"echo": True})
+    await engine.start()
+    assert "tools are put to 'm' by its chat template" in caplog.text
+    told = json.loads(await text(engine, OFFERED))
+    assert (told["tools"], told["tool_choice"], told["stop"]) == ([ADD], "auto", ["!"])
+    assert told["messages"] == list(TALK.messages)
+
+
+async def test_else_they_are_put_in_words_and_the_answer_into_a_form(
+    fake: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine = fake({"no_tools": True, "echo": True})
+    await engine.start()
+    assert "tools are put to 'm' by the server" in caplog.text
+    # The echo is no call: it is read as one that never comes to its arguments, and is not leaked.
+    assert await text(engine, OFFERED) == ""
+    told = json.loads(await text(engine, TALK))
+    assert told["messages"] == list(TALK.messages)
+
+
+def said(*texts: str) -> list[dict[str, Any]]:
+    return [{"delta": {"content": text}} for text in texts] + [{"delta": {}, "finish_reason": "stop"}]
+
+
+async def test_calls_are_read_from_the_form(fake: Make) -> None:
+    engine = fake({"no_tools": True, "choices": said('{"name": "add", ', '"arguments": {"a"', ": 1}", "}")})
+    await engine.start()
+    pieces = [piece async for piece in engine.generate(OFFERED)]
+    (first, *rest) = [part for piece in pieces for part in piece.calls]
+    assert (first.index, first.name, first.id[:5]) == (0, "add", "call_")
+    assert "".join(part.arguments for part in rest) == '{"a": 1}'
+    assert [piece.finish for piece in pieces if piece.finish] == ["tool_calls"]
+    assert not any(piece.text for piece in pieces)
+    assert pieces[-1].tokens == 5
+
+
+async def test_a_text_ends_at_a_stop_sequence_and_the_engine_with_it(fake: Make) -> None:
+    choices = said('{"response": "', "Hello", "! And", " more", '"}')
+    engine = fake({"no_tools": True, "choices": choices, "hang_after": 4})
+    await engine.start()
+    pieces = [piece async for piece in engine.generate(OFFERED)]
+    assert "".join(piece.text for piece in pieces) == "Hello"
+    assert [piece.finish for piece in pieces if piece.finish] == ["stop"]
+
+
+@pytest.mark.parametrize(("says", "details"), [("unknown schema", {"param": "tools"}), ("no", {})])
+async def test_a_form_that_is_refused_is_the_fault_of_the_tools(fake: Make, says: str, details: dict[str, str]) -> None:
+    engine = fake({"no_tools": True, "status": 400, "says": says})
+    await engine.start()
+    with pytest.raises(InvalidRequest, match=f"the engine refused the request: {says}") as error:
+        await text(engine, OFFERED)
+    assert error.value.details == details
+
+
 # --- vectors and scores ---
 async def test_vectors_and_scores_come_in_the_order_of_the_texts(fake: Make) -> None:
     engine = fake({}, task="embed")
@@ -211,6 +315,15 @@ async def test_vectors_and_scores_that_do_not_come_are_the_documented_error(
     await engine.start()
     with pytest.raises(kind, match=re.escape(message)):
         await (engine.embed(["x"]) if task == "embed" else engine.rerank("x", ["y"]))
+
+
+async def test_an_answer_that_is_not_of_its_form_is_no_engine_that_broke(fake: Make) -> None:
+    said = "The model produced output that does not match the expected peg-native format"
+    engine = fake({"status": 500, "says": said})
+    await engine.start()
+    with pytest.raises(EngineFailed, match="does not have the form that was asked for") as failed:
+        await text(engine)
+    assert not isinstance(failed.value, EngineBroke)
 
 
 async def test_an_engine_that_was_not_started_for_it_gives_none(fake: Make) -> None:

@@ -17,7 +17,7 @@ from nvml import A100, T4, Nvml
 from service.asking import Start, ask, call, load, until
 from support import tiny_gguf
 
-GPUS = ("total_memory_mb", "used_memory_mb", "utilization_percent", "temperature_celsius")
+GPUS = ("total_memory_mb", "used_memory_mb", "free_memory_bytes", "utilization_percent", "temperature_celsius")
 
 
 async def page(door: Coordinator) -> Samples:
@@ -44,13 +44,14 @@ async def test_without_a_gpu_there_is_nothing_of_gpus(door: Coordinator, monkeyp
 
 async def test_every_gpu_as_its_driver_tells(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml(A100, T4, refused={("heat", 1)}))
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(A100 | {"reserved": 4 * MB}, T4, refused={("heat", 1)}))
     async with start() as started:
         found = await page(started.coordinator)
     shown = {name: [found.get((f"moc_gpu_{name}", (("device", gpu),))) for gpu in ("gpu0", "gpu1")] for name in GPUS}
     assert shown == {
         "total_memory_mb": [40, 16],
-        "used_memory_mb": [10, 0],
+        "used_memory_mb": [6, 0],
+        "free_memory_bytes": [30 * MB, 16 * MB],
         "utilization_percent": [60, 0],
         "temperature_celsius": [55, None],  # what it does not tell is not 0
     }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from modelops.api import types
+from modelops.api import chat, types
 
 Scope = Literal["infer", "models", "learning", "goals", "metrics", "admin"]
 
@@ -136,6 +136,20 @@ OPERATIONS: tuple[Operation, ...] = (
         stream_rpc="InferStream",
         stream=Stream("infer_stream", types.InferenceChunk),
         action="infer",
+        errors=_ASKING,
+        tags=("inference",),
+    ),
+    Operation(
+        name="chat",
+        summary="Go on with a conversation",
+        request=chat.ChatRequest,
+        response=chat.ChatResponse,
+        scope="infer",
+        route=Route("POST", "/chat"),
+        rpcs={"Chat": {}},
+        stream_rpc="ChatStream",
+        stream=Stream("chat_stream", chat.ChatChunk),
+        action="chat",
         errors=_ASKING,
         tags=("inference",),
     ),

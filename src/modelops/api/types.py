@@ -78,6 +78,21 @@ KeepAlive = Annotated[
     BeforeValidator(duration_s, json_schema_input_type=Annotated[str, Field(pattern=_TIME)] | float),
 ]
 
+# --- how the next token is chosen, beside `temperature` and `top_p`; None: as the engine has it ---
+TopK = Annotated[int, Field(ge=0, le=2**31 - 1, description="Sample from the likeliest so many; 0: from all.")]
+MinP = Annotated[
+    float, Field(ge=0.0, le=1.0, allow_inf_nan=False, description="Of a token's probability to the likeliest one's.")
+]
+RepeatPenalty = Annotated[
+    float, Field(ge=0.1, le=10.0, allow_inf_nan=False, description="Divides the odds of what was said lately; 1: none.")
+]
+#: How many seeds there are. The number itself, less one, means "draw one" to llama.cpp.
+SEEDS = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=SEEDS - 1, description="Makes sampling repeatable.")]
+#: Why an answer ended; empty where it was cut short.
+FinishReason = Literal["", "stop", "length", "tool_calls"]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+
 
 class Request(BaseModel):
     """Base of the requests."""
@@ -85,14 +100,18 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
     @classmethod
-    def parse(cls, fields: object) -> Self:
-        """Check `fields`, a mapping from names to values; raises InvalidRequest that names each fault."""
+    def parse(cls, fields: object, context: Mapping[str, Any] | None = None) -> Self:
+        """Check `fields`, a mapping from names to values; raises InvalidRequest that names each fault.
+
+        `context` is for the types of fields that know how strict they are by it.
+        """
         if not isinstance(fields, Mapping):
             raise InvalidRequest("the request must be a JSON object")
         unknown = itertools.islice((name for name in fields if name not in cls.model_fields), _MOST_FAULTS)
         faults = [_unknown_field(str(name)[:64], list(cls.model_fields)) for name in unknown]
         try:
-            request = cls.model_validate({name: fields[name] for name in cls.model_fields if name in fields})
+            known = {name: fields[name] for name in cls.model_fields if name in fields}
+            request = cls.model_validate(known, context=context)
         except ValidationError as error:
             raise InvalidRequest("; ".join(_explain(error) + faults)) from None
         if faults:
@@ -119,7 +138,9 @@ def _explain(error: ValidationError) -> list[str]:
     faults = []
     for fault in error.errors(include_input=False, include_url=False)[:_MOST_FAULTS]:
         name = ".".join(str(part)[:64] for part in fault["loc"])
-        faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+        said = fault["msg"].removeprefix("Value error, ")  # which is what the library says before our own words
+        said = f"{said[0].lower()}{said[1:]}"
+        faults.append(f"{name}: {said}" if name else said)  # what is wrong with several together names them itself
     return faults
 
 
@@ -138,12 +159,16 @@ class InferenceRequest(Request):
     stop_sequences: list[Stop] = Field([], max_length=10)
     raw: bool = Field(False, description="Complete the text as it stands, without the model's chat template.")
     system: Text = Field("", max_length=10_000, description="The system turn.")
-    # 2**32 - 1 means "draw one" to llama.cpp.
-    seed: int | None = Field(None, ge=0, le=2**32 - 2, description="Makes sampling repeatable.")
+    seed: Seed | None = None
     stream: bool = Field(False, description="Answer as the text is made (REST: server-sent events).")
     keep_alive: KeepAlive | None = Field(
         None, description='How long the model stays after this answer: seconds or "5m"; 0: not at all; -1: for ever.'
     )
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
 
 
 class InferenceResponse(Response):
@@ -155,6 +180,8 @@ class InferenceResponse(Response):
     model_version: str = ""
     success: bool = True
     error_message: str = ""
+    finish_reason: FinishReason = Field("", description="stop, or length (of the answer or the context).")
+    prompt_tokens: int = 0
 
 
 class InferenceChunk(Response):

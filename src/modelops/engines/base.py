@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from modelops.api.errors import EngineFailed
 
@@ -62,7 +63,11 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request to an engine. `seed` None means a different answer each time (unless `temperature` is 0)."""
+    """One request to an engine. `seed` None means a different answer each time (unless `temperature` is 0).
+
+    `messages`, as OpenAI writes them, are instead of `text` and `system`; `options` are what else the engine is
+    told, in its own words. `max_tokens` 0: as many as the context has room for.
+    """
 
     text: str
     system: str
@@ -72,6 +77,28 @@ class Prompt:
     top_p: float
     stop: tuple[str, ...]
     seed: int | None
+    messages: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CallPart:
+    """A part of the function call number `index` of an answer."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token of an answer with the logarithm of its probability, and those of others in its place."""
+
+    token: str
+    logprob: float
+    utf8: tuple[int, ...] = ()  # its bytes, which may be a part of a character's
+    top: tuple[Likely, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,3 +111,12 @@ class Piece:
     text: str
     tokens: int | None = None
     prompt_tokens: int = 0
+    reasoning: str = ""
+    calls: tuple[CallPart, ...] = ()
+    likely: tuple[Likely, ...] = ()
+    finish: str = ""  # why the answer ended, as OpenAI says it
+
+    @property
+    def says(self) -> bool:
+        """Whether there is anything in it of the answer itself."""
+        return bool(self.text or self.reasoning or self.calls or self.likely)

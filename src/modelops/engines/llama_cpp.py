@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,22 @@ from pydantic_core import from_json
 
 from modelops import logs
 from modelops.api.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ModelOpsError
-from modelops.engines.base import EngineBroke, EngineSpec, Piece, Prompt
+from modelops.engines import calling
+from modelops.engines.base import CallPart, EngineBroke, EngineSpec, Likely, Piece, Prompt
 from modelops.engines.hearing import Hearing
 from modelops.engines.http import Answer, request
 from modelops.engines.process import Exit, Process
+from modelops.engines.replies import Reader
 from modelops.tasks import Tasks
+
+log = logging.getLogger(__name__)
 
 #: What is said of a text to embed or to score, with status 500.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is (?:too large to process|larger than the max context size)")
+#: What it says of a schema that it cannot keep to.
+_SCHEMA = re.compile("schema|pattern|grammar", re.IGNORECASE)
+#: What is said of an answer that its form's own reader does not understand, as where a schema's pattern lets quotes in.
+_UNREADABLE = re.compile(r"produced output that does not match the expected \S+ format")
 _READY_POLL_S = 0.02
 #: How often a thread of an engine looks whether the others are there before it sleeps, and the variables that say so
 #: otherwise. They wait for each other hundreds of times for each token. By OpenMP's own 300,000 one that waits for
@@ -82,6 +92,7 @@ class Engine:
         self._process = Process(f"engine {spec.model_name}", logs.engine_lines(spec.model_name))
         self._tasks = Tasks(f"engine {spec.model_name}")
         self._hung = ""  # why it was ended
+        self._knows_tools = False
         self._hearing = Hearing(
             spec.stall_timeout_s,
             speaks=spec.task == "generate",
@@ -138,6 +149,8 @@ class Engine:
             async with asyncio.timeout(self.spec.load_timeout_s):
                 await self._process.start(self.argv(), self.environment())
                 await self._ready()
+                if self.spec.task == "generate":
+                    await self._try_tools()
             started = True
         except TimeoutError:
             raise DeadlineExceeded(
@@ -192,13 +205,23 @@ class Engine:
 
         Raises InvalidRequest where the engine says that the prompt cannot be served, EngineFailed where it broke.
         """
+        asked, reader = prompt, None
+        if not self._knows_tools:
+            reader = Reader(prompt.stop, _call_id) if calling.formed(prompt) else None
+            prompt = calling.spelled(prompt)
         path, body = _request(prompt)
+        if reader:
+            body["timings_per_token"] = True  # where the reader ends the answer, the engine does not count it
+        most = int(prompt.options.get("top_logprobs", 0))
         try:
             # A new connection for each request: the engine closes a kept one after 100 requests or 5 idle seconds,
             # just when it is about to be used again. On a unix socket a connection costs nothing.
             async with self._asked(path, body) as answer:
                 if answer.status != 200:
-                    raise _refused(self.spec, answer.status, await answer.read_all(_LONGEST_REFUSAL))
+                    refusal = _refused(self.spec, answer.status, await answer.read_all(_LONGEST_REFUSAL))
+                    if "tools" in asked.options and _SCHEMA.search(refusal.message):
+                        refusal.details["param"] = "tools"
+                    raise refusal
                 async for event in _events(answer):
                     if "error" in event:
                         raise _refused(self.spec, 500, json.dumps(event).encode())
@@ -209,10 +232,17 @@ class Engine:
                     if progress := event.get("prompt_progress"):
                         yield Piece("", prompt_tokens=int(progress["processed"]))
                     for choice in event.get("choices", ()):
-                        text = choice["text"] if prompt.raw else choice["delta"].get("content")
-                        if text:
-                            yield Piece(text)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                        piece = Piece(choice["text"]) if prompt.raw else _piece(choice["delta"])
+                        if (finish := choice.get("finish_reason")) or choice.get("logprobs"):
+                            piece = replace(piece, finish=finish or "", likely=_likely(choice.get("logprobs"), most))
+                        if reader:
+                            piece = reader.read(piece)
+                        if piece.says or piece.finish:
+                            yield piece
+                        if reader and reader.stopped:
+                            yield Piece("", tokens=(event.get("timings") or {}).get("predicted_n"))
+                            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise await self._broken(error) from None
         raise await self._broken(None)
 
@@ -276,10 +306,30 @@ class Engine:
                         return
             await asyncio.sleep(_READY_POLL_S)
 
+    async def _try_tools(self) -> None:
+        """Find out whether the model's chat template knows tools: the engine, which alone can tell, renders some.
+
+        What it says of the template instead (`chat_template_caps`) not all versions say, it is about their own
+        guesses, and does not tell whether they can read the calls of such a template; a file's header does not tell
+        what an engine takes that finds no template there.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            body = json.dumps(calling.TRIAL).encode()
+            async with request(self._socket, "POST", "/apply-template", self._key, body) as answer:
+                told = await answer.read_all(_LONGEST_ANSWER)
+                self._knows_tools = answer.status == 200 and calling.known(str(from_json(told)["prompt"]))
+        way = "its chat template" if self._knows_tools else "the server, as its chat template knows none"
+        name = self.spec.model_name
+        log.info("tools are put to '%s' by %s", name, way, extra={"model": name})
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
 
 def _request(prompt: Prompt) -> tuple[str, dict[str, Any]]:
     body: dict[str, Any] = {
-        "max_tokens": prompt.max_tokens,
+        "max_tokens": prompt.max_tokens or -1,
         "temperature": prompt.temperature,
         "top_p": prompt.top_p,
         "stop": list(prompt.stop),
@@ -287,15 +337,45 @@ def _request(prompt: Prompt) -> tuple[str, dict[str, Any]]:
         "stream": True,
         "return_progress": True,
         "stream_options": {"include_usage": True},
+        **prompt.options,
     }
+    if body.get("logprobs"):
+        body["top_logprobs"] = body.get("top_logprobs") or 1  # asked for none it tells nothing of the token itself
     if prompt.seed is not None:
         body["seed"] = prompt.seed
     if prompt.raw:
         return "/v1/completions", body | {"prompt": prompt.text}
+    if prompt.messages:
+        return "/v1/chat/completions", body | {"messages": list(prompt.messages)}
     turns = [{"role": "user", "content": prompt.text}]
     if prompt.system:
         turns.insert(0, {"role": "system", "content": prompt.system})
     return "/v1/chat/completions", body | {"messages": turns}
+
+
+def _piece(delta: Mapping[str, Any]) -> Piece:
+    """What a chat's event adds to the answer."""
+    text = delta.get("content") or ""
+    if len(delta) == 1 and text:  # as nearly all do
+        return Piece(text)
+    calls = []
+    for part in delta.get("tool_calls") or ():
+        function = part.get("function") or {}
+        name, arguments = function.get("name") or "", function.get("arguments") or ""
+        calls.append(CallPart(int(part.get("index", 0)), part.get("id") or "", name, arguments))
+    return Piece(text, reasoning=delta.get("reasoning_content") or "", calls=tuple(calls))
+
+
+def _likely(told: Any, most: int) -> tuple[Likely, ...]:
+    """The tokens of an event, each with at most so many others."""
+
+    def likely(one: Mapping[str, Any], top: tuple[Likely, ...] = ()) -> Likely:
+        token = str(one["token"])
+        utf8 = map(int, one.get("bytes") or token.encode(errors="replace"))
+        return Likely(token, float(one["logprob"]), tuple(utf8), top)
+
+    content = (told or {}).get("content") or ()
+    return tuple(likely(one, tuple(map(likely, (one.get("top_logprobs") or ())[:most]))) for one in content)
 
 
 async def _events(answer: Answer) -> AsyncGenerator[dict[str, Any]]:
@@ -322,15 +402,19 @@ def _refused(spec: EngineSpec, status: int, body: bytes) -> ModelOpsError:
     if kind == "exceed_context_size_error":
         return InvalidRequest(
             f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, and '{spec.model_name}' is served with "
-            f"a context of {spec.context_length}; shorten it, or raise engine.context_length"
+            f"a context of {spec.context_length}; shorten it, or raise engine.context_length",
+            details={"limit": "context_length"},
         )
     if too_long := _TOO_LONG.search(message):
         return InvalidRequest(
             f"a text has {too_long[1]} tokens, and '{spec.model_name}' is served with a context of "
-            f"{spec.context_length}; shorten it, or load the model with a longer context_length"
+            f"{spec.context_length}; shorten it, or load the model with a longer context_length",
+            details={"limit": "context_length"},
         )
     if status == 400:
         return InvalidRequest(f"the engine refused the request: {message[:300]}")
+    if _UNREADABLE.search(message):  # the engine is well, and would do so again
+        return EngineFailed(f"the answer of '{spec.model_name}' does not have the form that was asked for")
     return EngineBroke(
         f"the engine of '{spec.model_name}' answered {status}: {message[:300]}", f"its engine answered {status}"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -105,6 +105,19 @@ class Coordinator(Inference, Models, System):
         assert operation.stream is not None
         call.record.streamed = True
         generator: AsyncGenerator[Response] = getattr(self, operation.stream.method)(call, request)
+        return generator
+
+    def several(
+        self, call: Call, operation: Operation, questions: Sequence[Request], n: int, *, whole: bool
+    ) -> AsyncGenerator[tuple[int, Any]]:
+        """`n` answers to each of the questions, numbered, in chunks, or only the last chunk of each.
+
+        They are one call, and take one place: see `Inference.infer_several`.
+        """
+        self._begin(call, operation, questions[0])
+        call.record.streamed = not whole
+        generator: AsyncGenerator[tuple[int, Any]]
+        generator = getattr(self, f"{operation.name}_several")(call, questions, n, whole=whole)
         return generator
 
     def _begin(self, call: Call, operation: Operation, request: Request) -> None:

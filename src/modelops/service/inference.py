@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from modelops.api import chat as chats
 from modelops.api import types
 from modelops.api.errors import DeadlineExceeded, InvalidRequest, ModelOpsError
 from modelops.engines.base import EngineBroke, Piece, Prompt
 from modelops.metrics.families import RETRIES
 from modelops.service import answer as words
+from modelops.service import conversation
 from modelops.service.answer import Answer
 from modelops.service.call import Call, Parts
 from modelops.serving.events import Share
@@ -27,7 +29,10 @@ from modelops.tracing import NOTHING, Attributes, Span, part
 
 log = logging.getLogger(__name__)
 
-_Asking = types.InferenceRequest | types.EmbedRequest | types.RerankRequest
+_Question = types.InferenceRequest | chats.ChatRequest
+_Asking = _Question | types.EmbedRequest | types.RerankRequest
+#: What an answer is taken to have at most, in the queue's reckoning, where its caller sets no bound.
+_USUAL_TOKENS = 2048
 _Result = TypeVar("_Result")
 
 
@@ -38,16 +43,7 @@ class Inference:
 
     async def infer(self, call: Call, request: types.InferenceRequest) -> types.InferenceResponse:
         """The whole answer. An answer that was cut short is an error here: nothing has been sent yet."""
-        deadline = self._parts.deadline(call)
-
-        async def ask(cost: _Cost) -> types.InferenceResponse:
-            answer = Answer(call)
-            async with contextlib.aclosing(self._generate(call, request, deadline, answer, cost)) as pieces:
-                async for _ in pieces:
-                    pass
-            return answer.response()
-
-        return await self._asked(call, ask)
+        return (await self._whole(call, request, self._turn(request))).response()
 
     async def infer_stream(self, call: Call, request: types.InferenceRequest) -> AsyncGenerator[types.InferenceChunk]:
         """The answer as it is made; the last chunk is `done` and holds the whole.
@@ -55,26 +51,47 @@ class Inference:
         Raises only before the first chunk: an answer that is cut short later ends with a last chunk that says so.
         Closing the generator frees the engine's slot.
         """
-        deadline, cost = self._parts.deadline(call), _Cost()
-        try:
-            for attempt in (1, 2):
-                answer = Answer(call)
-                try:
-                    async with contextlib.aclosing(self._generate(call, request, deadline, answer, cost)) as pieces:
-                        async for piece in pieces:
-                            yield types.InferenceChunk(text=piece.text)
-                except ModelOpsError as error:
-                    if answer.parts:
-                        answer.error = error
-                    elif attempt == 1 and isinstance(error, EngineBroke):
-                        self._once_more(call, error, cost)
-                        continue
-                    else:
-                        raise
-                break
-            yield types.InferenceChunk(done=True, final=answer.response())
-        finally:
-            await self._spent(call, cost.tokens)
+        async with contextlib.aclosing(self.infer_several(call, [request])) as chunks:
+            async for _, chunk in chunks:
+                yield chunk
+
+    async def infer_several(
+        self, call: Call, requests: Sequence[types.InferenceRequest], n: int = 1, *, whole: bool = False
+    ) -> AsyncGenerator[tuple[int, types.InferenceChunk]]:
+        """`n` answers to each of the requests, all on one slot, one after another; their numbers are from 0 on.
+
+        Each comes as from `infer_stream`; where all are wanted `whole`, the last chunk of each, and what cuts one
+        short is raised. After one that is cut short there are no more.
+        """
+        prompts = conversation.several([self._turn(request) for request in requests], n)
+        async with contextlib.aclosing(self._told(call, requests[0], prompts, whole=whole)) as told:
+            async for answer, piece in told:
+                if piece is None:
+                    yield answer.number, types.InferenceChunk(done=True, final=answer.response())
+                elif piece.text:
+                    yield answer.number, types.InferenceChunk(text=piece.text)
+
+    async def chat(self, call: Call, request: chats.ChatRequest) -> chats.ChatResponse:
+        """The whole answer to a conversation; else as `infer`."""
+        return (await self._whole(call, request, self._turns(request))).chat_response()
+
+    async def chat_stream(self, call: Call, request: chats.ChatRequest) -> AsyncGenerator[chats.ChatChunk]:
+        """The answer to a conversation as it is made; else as `infer_stream`."""
+        async with contextlib.aclosing(self.chat_several(call, [request])) as chunks:
+            async for _, chunk in chunks:
+                yield chunk
+
+    async def chat_several(
+        self, call: Call, requests: Sequence[chats.ChatRequest], n: int = 1, *, whole: bool = False
+    ) -> AsyncGenerator[tuple[int, chats.ChatChunk]]:
+        """Several answers to conversations; else as `infer_several`."""
+        prompts = conversation.several([self._turns(request) for request in requests], n)
+        async with contextlib.aclosing(self._told(call, requests[0], prompts, whole=whole)) as told:
+            async for answer, piece in told:
+                if piece is None:
+                    yield answer.number, chats.ChatChunk(done=True, final=answer.chat_response())
+                else:
+                    yield answer.number, conversation.chunk(piece)
 
     async def embed(self, call: Call, request: types.EmbedRequest) -> types.EmbedResponse:
         """Each input as a vector."""
@@ -133,6 +150,49 @@ class Inference:
         self._parts.metrics.count(RETRIES, model)
 
     # --- asking ---
+    async def _whole(self, call: Call, request: _Question, prompt: Prompt) -> Answer:
+        async with contextlib.aclosing(self._told(call, request, [prompt], whole=True)) as told:
+            async for answer, _ in told:
+                return answer
+        raise AssertionError("what was asked was neither answered nor refused")
+
+    async def _told(
+        self, call: Call, request: _Question, prompts: Sequence[Prompt], *, whole: bool
+    ) -> AsyncGenerator[tuple[Answer, Piece | None]]:
+        """Each answer piece by piece, or at once where it is wanted whole; after its last piece comes None."""
+        deadline, cost, made, attempt = self._parts.deadline(call), _Cost(), 0, 1
+        try:
+            while True:
+                answer = Answer(call)
+                size = sum(words.size(prompt) for prompt in prompts[made:])
+                longest = sum(prompt.max_tokens or _USUAL_TOKENS for prompt in prompts[made:])
+                try:
+                    async with self._lease(call, request, "llm", deadline, cost, size, longest) as lease:
+                        for number in range(made, len(prompts)):
+                            if number > made:
+                                made = number
+                                yield answer, None
+                            answer = Answer(call, number, prompts[number].max_tokens)
+                            asked = self._generate(call, lease, prompts[number], deadline, answer)
+                            async with contextlib.aclosing(asked) as pieces:
+                                async for piece in pieces:
+                                    if not whole:
+                                        yield answer, piece
+                except ModelOpsError as error:
+                    if answer.begun and not whole:
+                        answer.error = error
+                    elif attempt == 1 and isinstance(error, EngineBroke):
+                        attempt += 1
+                        self._once_more(call, error, cost)
+                        continue
+                    else:
+                        raise
+                # The last one: its slot is free before its caller has taken it.
+                yield answer, None
+                return
+        finally:
+            await self._spent(call, cost.tokens)
+
     async def _asked(self, call: Call, ask: Callable[[_Cost], Awaitable[_Result]]) -> _Result:
         """What `ask` returns; where its engine broke, what it returns the second time."""
         cost = _Cost()
@@ -197,39 +257,34 @@ class Inference:
             finally:
                 span.note(words.answered(f"{model}:{lease.version.label}", lease.usage))
 
-    async def _generate(
-        self, call: Call, request: types.InferenceRequest, deadline: float, answer: Answer, cost: _Cost
-    ) -> AsyncGenerator[Piece]:
-        """The pieces that hold text; what they add up to is collected in `answer`."""
+    def _turn(self, request: types.InferenceRequest) -> Prompt:
         entry = self._parts.catalog.entry(self._parts.catalog.resolve(request.model_name))
-        prompt = Prompt(
-            text=request.input_text,
-            system=request.system if "system" in request.model_fields_set else entry.system,
-            raw=request.raw,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            stop=tuple(request.stop_sequences) or entry.stop,
-            seed=request.seed,
-        )
-        size = _size(prompt.text, prompt.system)
-        async with self._lease(call, request, "llm", deadline, cost, size, prompt.max_tokens) as lease:
-            answer.version = lease.version.label
-            operation, said = words.generating(prompt)
-            with self._asking(call, lease, operation, said) as span, self._kept(call, prompt, answer, span):
-                async with contextlib.aclosing(lease.generate(prompt)) as pieces:
-                    while True:
-                        try:
-                            # Around each step, not around the loop: between steps the caller's own code runs.
-                            async with asyncio.timeout_at(deadline):
-                                piece = await anext(pieces)
-                        except StopAsyncIteration:
-                            return
-                        except TimeoutError:
-                            raise DeadlineExceeded("the time ran out while the model was answering") from None
-                        answer.add(piece, span)
-                        if piece.text:
-                            yield piece
+        return conversation.turn(request, entry.system, entry.stop)
+
+    def _turns(self, request: chats.ChatRequest) -> Prompt:
+        entry = self._parts.catalog.entry(self._parts.catalog.resolve(request.model_name))
+        return conversation.prompt(request, entry.system, entry.stop)
+
+    async def _generate(
+        self, call: Call, lease: Lease, prompt: Prompt, deadline: float, answer: Answer
+    ) -> AsyncGenerator[Piece]:
+        """The pieces that say something; what they add up to is collected in `answer`."""
+        answer.version = lease.version.label
+        operation, said = words.generating(prompt)
+        with self._asking(call, lease, operation, said) as span, self._kept(call, prompt, answer, span):
+            async with contextlib.aclosing(lease.generate(prompt)) as pieces:
+                while True:
+                    try:
+                        # Around each step, not around the loop: between steps the caller's own code runs.
+                        async with asyncio.timeout_at(deadline):
+                            piece = await anext(pieces)
+                    except StopAsyncIteration:
+                        return
+                    except TimeoutError:
+                        raise DeadlineExceeded("the time ran out while the model was answering") from None
+                    answer.add(piece, span)
+                    if piece.says:
+                        yield piece
 
     @contextlib.contextmanager
     def _kept(self, call: Call, prompt: Prompt, answer: Answer, span: Span) -> Iterator[None]:
@@ -239,7 +294,7 @@ class Inference:
             yield
         finally:
             if settings.log.prompts:
-                call.record.prompt, call.record.answer = prompt.text, "".join(answer.parts)
+                answer.keep(prompt)
             if settings.tracing.content:
                 span.note(words.content(prompt, answer))
 

@@ -56,6 +56,7 @@ def of_machine(devices: Sequence[Device], cpu_percent: float, data_dir: Path, re
         of.STATE_FILE_SIZE: {(): sum(map(_size, (data_dir / "state.db", data_dir / "state.db-wal")))},
         of.GPU_TOTAL: {(gpu.device,): gpu.total / MB for gpu in gpus},
         of.GPU_USED: {(gpu.device,): gpu.used / MB for gpu in gpus},
+        of.GPU_FREE: {(gpu.device,): gpu.free for gpu in gpus},
         of.GPU_UTILIZATION: {
             (gpu.device,): gpu.utilization_percent for gpu in gpus if gpu.utilization_percent is not None
         },
