@@ -11,6 +11,7 @@ from openapi_schema_validator import OAS30Validator
 from modelops.api.operations import OPERATIONS, Operation
 from modelops.api.planned import PLANNED
 from modelops.transports import problems
+from modelops.transports.openai import PREFIX
 from modelops.transports.openapi import document
 
 
@@ -46,6 +47,10 @@ def test_every_route_is_described_and_no_other() -> None:
     assert {
         (path, method) for path, item in document()["paths"].items() for method in item
     } == routes | planned | others
+
+
+def test_what_is_described_elsewhere_is_kept_out() -> None:
+    assert not [path for path in document()["paths"] if path.startswith(PREFIX)]  # their own document has their forms
 
 
 def test_a_key_is_wanted_in_either_header_wherever_one_is_needed() -> None:

@@ -145,6 +145,13 @@ def encrypted(folder: Path, pair: Pair, **env: str) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
+def impatient(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One that is patient for a second."""
+    with encrypted(tmp_path_factory.mktemp("impatient"), pair, MODELOPS_SERVER__CLIENT_TIMEOUT_S="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def served(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with encrypted(tmp_path_factory.mktemp("tls"), pair) as running:
         yield running
@@ -214,12 +221,11 @@ def test_the_client_trusts_who_it_is_told_to(served: Served, pair: Pair) -> None
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\0\1"], ids=["nothing", "half a greeting"])
 @pytest.mark.parametrize("way", ["rest", "grpc"])
-def test_a_handshake_that_does_not_go_on_is_hung_up_on(way: str, said: bytes, pair: Pair, tmp_path: Path) -> None:
-    with encrypted(tmp_path, pair, MODELOPS_SERVER__CLIENT_TIMEOUT_S="1") as running:
-        with connect(getattr(running, way)) as connection:
-            connection.sendall(said)
-            assert closed_after(connection, 15) < 8
-        shown_by(getattr(running, way))
+def test_a_handshake_that_does_not_go_on_is_hung_up_on(way: str, said: bytes, impatient: Served) -> None:
+    with connect(getattr(impatient, way)) as connection:
+        connection.sendall(said)
+        assert closed_after(connection, 15) < 8
+    shown_by(getattr(impatient, way))
 
 
 @pytest.mark.parametrize(
@@ -232,19 +238,20 @@ def test_a_handshake_that_does_not_go_on_is_hung_up_on(way: str, said: bytes, pa
     ],
     ids=["too many at once", "many that are not read", "garbage behind", "a long head"],
 )
-def test_a_client_of_rest_that_behaves_badly_is_hung_up_on(asked: bytes, pair: Pair, tmp_path: Path) -> None:
+def test_a_client_of_rest_that_behaves_badly_is_hung_up_on(asked: bytes, pair: Pair, impatient: Served) -> None:
     context = ssl.create_default_context(cafile=pair.cert)
     context.check_hostname = False
-    with encrypted(tmp_path, pair, MODELOPS_SERVER__CLIENT_TIMEOUT_S="1") as running:
-        coordinator = psutil.Process(running.process.pid)
+    coordinator = psutil.Process(impatient.process.pid)
 
-        def connections() -> int:
-            return len([one for one in coordinator.net_connections("tcp") if one.status != psutil.CONN_LISTEN])
+    def connections() -> int:
+        return len([one for one in coordinator.net_connections("tcp") if one.status != psutil.CONN_LISTEN])
 
-        with connect(running.rest, buffer=2048) as plain, context.wrap_socket(plain) as client:
-            with contextlib.suppress(OSError):
-                client.sendall(asked)
-            wait_until(lambda: not connections(), seconds=5)
+    wait_until(lambda: not connections(), what="the end of those before")
+    with connect(impatient.rest, buffer=2048) as plain, context.wrap_socket(plain) as client:
+        assert connections() == 1
+        with contextlib.suppress(OSError):
+            client.sendall(asked)
+        wait_until(lambda: not connections(), seconds=5)
 
 
 def test_plain_text_is_not_understood(served: Served) -> None:

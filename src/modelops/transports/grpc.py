@@ -295,7 +295,9 @@ def _fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        if field.is_repeated:
+        if field.is_repeated and field.type == FieldDescriptor.TYPE_MESSAGE:
+            fields[field.name] = [_fields(item) for item in value]
+        elif field.is_repeated:
             fields[field.name] = list(value)
         elif field.has_presence and field.type != FieldDescriptor.TYPE_MESSAGE:
             if message.HasField(field.name):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import html
 import logging
-import math
 import re
-import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,22 +25,19 @@ from modelops.api.errors import (
     NotAvailable,
     NotFound,
     Overloaded,
-    PermissionDenied,
-    TooLarge,
 )
 from modelops.api.operations import METRICS, OPERATIONS, Operation
 from modelops.api.planned import PLANNED, Planned
-from modelops.service import Call, Coordinator, Credentials, internal
+from modelops.service import Call, Coordinator, internal
 from modelops.tasks import Tasks
-from modelops.transports import openapi
-from modelops.transports.http import CONNECTION, HttpServer
-from modelops.transports.listening import Listening, is_loopback
+from modelops.transports import openai, openapi
+from modelops.transports.endpoint import CALL, Endpoint, EventStream, admit, credentials, header
+from modelops.transports.http import HttpServer
+from modelops.transports.listening import Listening
 from modelops.transports.problems import problem
 
 log = logging.getLogger(__name__)
 
-#: Where a request's call is found in its scope.
-_CALL = "modelops.call"
 #: Headers of W3C Trace Context.
 _TRACE = ("traceparent", "tracestate")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -56,10 +48,6 @@ _SWAGGER = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>
 
 # A page that shows this one in a frame could have its reader press buttons that they do not see.
 _UNFRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY"}
-
-
-class Gone(Exception):
-    """The client has closed the connection: nobody is left to answer."""
 
 
 class RestServer:
@@ -110,10 +98,10 @@ class _Followed:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trace = {name: value for name in _TRACE if (value := _header(scope, name.encode()))}
+        trace = {name: value for name in _TRACE if (value := header(scope, name.encode()))}
         wanted = f"{scope['method']} {scope['path'][:100]}"
         call = Call(_request_id(scope), "rest", trace=trace, peer=str((scope["client"] or ("",))[0]), wanted=wanted)
-        scope[_CALL] = call
+        scope[CALL] = call
         with self._coordinator.following(call):
             await self._app(scope, receive, send)
 
@@ -133,6 +121,7 @@ def application(coordinator: Coordinator, listening: Listening, tasks: Tasks) ->
         for operation in OPERATIONS
     ]
     routes += [Route(planned.path, _Later(coordinator, planned), methods=[planned.method]) for planned in PLANNED]
+    routes += openai.routes(coordinator, listening, tasks)
     routes += [
         Route(METRICS.path, _Metrics(coordinator, listening), methods=["GET"]),
         Route("/health/live", _Probe(lambda: ""), methods=["GET"]),
@@ -190,7 +179,7 @@ class _Later:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._coordinator.admit(scope[_CALL], self._planned, _credentials(scope))
+            await self._coordinator.admit(scope[CALL], self._planned, credentials(scope))
             raise NotAvailable(f"{self._planned.method} {self._planned.path} comes with a later release")
         except ModelOpsError as error:
             await _refusal(scope, error)(scope, receive, send)
@@ -201,67 +190,28 @@ class _Metrics:
 
     def __init__(self, coordinator: Coordinator, listening: Listening) -> None:
         self._coordinator = coordinator
-        self._loopback = listening.loopback
+        self._listening = listening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if self._loopback and not self._coordinator.needs_keys:
-                _check_name(scope)
-            call = await self._coordinator.admit(scope[_CALL], METRICS, _credentials(scope))
+            call = await admit(self._coordinator, scope, METRICS, self._listening)
             response = Response(await self._coordinator.metrics(call), media_type=METRICS.content_type)
         except ModelOpsError as error:
             response = _refusal(scope, error)
         except Exception as error:  # noqa: BLE001 - the last line of defence: it answers, and logs all
-            response = _refusal(scope, internal(scope[_CALL], error))
+            response = _refusal(scope, internal(scope[CALL], error))
         await response(scope, receive, send)
 
 
-class _Endpoint:
-    """One operation over HTTP."""
+class _Endpoint(Endpoint):
+    """One operation in our own words."""
 
-    def __init__(self, coordinator: Coordinator, operation: Operation, listening: Listening, tasks: Tasks) -> None:
-        self._coordinator = coordinator
-        self._operation = operation
-        self._max_body_bytes = listening.max_body_bytes
-        self._loopback = listening.loopback
-        self._tasks = tasks
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope[_CALL]
-        try:
-            try:
-                if self._loopback and not self._coordinator.needs_keys:
-                    _check_name(scope)
-                admitted = await self._coordinator.admit(call, self._operation, _credentials(scope))
-                fields = await self._fields(scope, receive)
-                call = replace(admitted, timeout_s=_timeout(scope), received=time.perf_counter())
-                request = self._operation.request.parse(fields)
-                if (stream := self._operation.stream) and (stream.always or getattr(request, "stream", False)):
-                    await self._until_gone(receive, self._stream(call, request, send))
-                    return
-                answer = await self._until_gone(receive, self._coordinator.perform(call, self._operation, request))
-                body = answer.model_dump_json().encode()
-                response = Response(body, _status(self._operation, request), media_type="application/json")
-                response.headers["x-request-id"] = call.request_id
-            except ModelOpsError as error:
-                response = _refusal(scope, error)
-            except Gone:
-                raise
-            except Exception as error:  # noqa: BLE001 - as above
-                response = _refusal(scope, internal(call, error))
-            await response(scope, receive, send)
-        except Gone:
-            call.gone()
-            log.debug("request %s: the client is gone", call.request_id)
-
-    async def _fields(self, scope: Scope, receive: Receive) -> object:
+    async def fields(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Body, query and path as one mapping of the request's fields."""
-        route = self._operation.route
+        route = self.operation.route
         fields: dict[str, Any] = dict(scope.get("path_params", {}))
         if route.method == "POST":
-            body = types.from_json(await self._body(scope, receive))
-            if not isinstance(body, dict):
-                raise InvalidRequest("the body must be a JSON object")
+            body = await self.body(scope, receive)
             for name, value in fields.items():
                 if body.get(name, value) != value:
                     raise InvalidRequest(f"'{name}' in the body is not the one in the path; leave it out")
@@ -273,73 +223,25 @@ class _Endpoint:
             fields[name] = _boolean(name, value)
         return fields
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        kind = _header(scope, b"content-type").split(";")[0].strip().lower()
-        if kind != "application/json":
-            # Also what keeps a web page in the user's browser from calling a server on loopback.
-            raise InvalidRequest("send the body as JSON, with the header 'Content-Type: application/json'")
-        declared = _header(scope, b"content-length")
-        limit = self._max_body_bytes
-        if declared.isdecimal() and int(declared) > limit:
-            raise _too_large(limit)
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise _too_large(limit)
-            if not message.get("more_body", False):
-                return bytes(body)
+    async def answer(self, call: Call, fields: dict[str, Any], send: Send) -> Response | None:
+        """Whole, or in chunks where it is asked for so."""
+        request = self.operation.request.parse(fields)
+        if (stream := self.operation.stream) and (stream.always or getattr(request, "stream", False)):
+            events = EventStream(call, send)
+            async with contextlib.aclosing(self.coordinator.chunks(call, self.operation, request)) as chunks:
+                async for chunk in chunks:
+                    await events.event(chunk.model_dump_json(exclude_none=True).encode())
+            await events.end()
+            return None
+        answer = await self.coordinator.perform(call, self.operation, request)
+        body = answer.model_dump_json().encode()
+        response = Response(body, _status(self.operation, request), media_type="application/json")
+        response.headers["x-request-id"] = call.request_id
+        return response
 
-    async def _stream(self, call: Call, request: types.Request, send: Send) -> None:
-        """Server-sent events; the status line waits for the first chunk, so that early errors have their own."""
-        async with contextlib.aclosing(self._coordinator.chunks(call, self._operation, request)) as chunks:
-            begun = False
-            async for chunk in chunks:
-                if not begun:
-                    headers = [
-                        (b"content-type", b"text/event-stream; charset=utf-8"),
-                        (b"cache-control", b"no-store"),
-                        (b"x-request-id", call.request_id.encode()),
-                    ]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    begun = True
-                event = b"data: %b\n\n" % chunk.model_dump_json(exclude_none=True).encode()
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _until_gone(self, receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of `work`; cancels it and raises Gone when the client closes the connection first."""
-        working = self._tasks.start(self._operation.name, _quietly(work))
-        watching = self._tasks.start("watch", _disconnected(receive))
-        try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watching.cancel()
-            if not working.done():
-                working.cancel()
-                await asyncio.wait([working])
-        if working.cancelled():
-            raise Gone
-        result, error = working.result()
-        if error:
-            raise error
-        return result
-
-
-def _check_name(scope: Scope) -> None:
-    """A page of the web whose name was made to lead to this machine calls it by that name: no program here does."""
-    try:
-        name = urlsplit(f"//{_header(scope, b'host')}").hostname or ""
-    except ValueError:
-        raise InvalidRequest("the header 'Host' is no name or address") from None
-    if name and not is_loopback(name):
-        raise PermissionDenied(
-            f"without keys only programs of this machine are served, and they do not call it '{name[:64]}'; "
-            "use localhost, or make a key with 'modelops keys create'"
-        )
+    def refusal(self, scope: Scope, error: ModelOpsError) -> Response:
+        """As RFC 9457 says."""
+        return _refusal(scope, error)
 
 
 def _status(operation: Operation, request: types.Request) -> int:
@@ -348,21 +250,13 @@ def _status(operation: Operation, request: types.Request) -> int:
     return 202 if getattr(request, "wait", True) is False else operation.route.status
 
 
-async def _quietly(work: Coroutine[Any, Any, Any]) -> tuple[Any, Exception | None]:
-    """A failure is a result here: it is the endpoint's to report, not the task's owner's."""
-    try:
-        return await work, None
-    except Exception as error:  # noqa: BLE001 - raised again by the endpoint
-        return None, error
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _http_error(request: Any, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if request.scope["path"].startswith(openai.PREFIX):
+        headers = error.headers or {}
+        response = openai.unrouted(request.scope, error.status_code, headers.get("Allow", ""))
+        response.headers.update(headers)
+        return response
     if error.status_code == 404:
         path = request.scope["path"]  # its `url` is made with the header Host, which may be no name at all
         said: ModelOpsError = NotFound(f"there is nothing at {path[:100]!r}; the operations are listed at /docs")
@@ -374,35 +268,14 @@ async def _http_error(request: Any, error: Exception) -> Response:
 
 
 def _refusal(scope: Scope, error: ModelOpsError, status: int = 0) -> Response:
-    call: Call = scope[_CALL]
+    call: Call = scope[CALL]
     call.failed(error)
     return problem(error, call.request_id, status)
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
-
-
-def _credentials(scope: Scope) -> Credentials:
-    given, bearer = _header(scope, b"x-api-key"), _header(scope, b"authorization")
-    return Credentials.of_headers(given, bearer, scope[CONNECTION].certificate_of)
-
-
 def _request_id(scope: Scope) -> str:
-    given = _header(scope, b"x-request-id")
+    given = header(scope, b"x-request-id")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _timeout(scope: Scope) -> float | None:
-    if all(key != b"x-request-timeout" for key, _ in scope["headers"]):
-        return None
-    try:
-        seconds = float(_header(scope, b"x-request-timeout"))
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequest("X-Request-Timeout must be a number of seconds above 0")
-    return seconds
 
 
 def _query(raw: bytes) -> list[tuple[str, str]]:
@@ -415,7 +288,3 @@ def _boolean(name: str, value: str) -> bool:
     if value.lower() not in ("true", "false", "1", "0"):
         raise InvalidRequest(f"query parameter '{name}' must be true or false")
     return value.lower() in ("true", "1")
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the request is over {limit} bytes")
