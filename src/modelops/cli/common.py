@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from modelops.api.errors import ModelOpsError
     from modelops.settings import Settings
 
 FAILED, MISUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
@@ -20,6 +21,17 @@ _LONGEST_LINE = 1024
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def tell(error: ModelOpsError, *, as_json: bool) -> None:
+    """An error, as one line on standard error, or as one object."""
+    if as_json:
+        told = {"code": error.code, "error": error.message, "details": error.details}
+        click.echo(json.dumps(told, ensure_ascii=False))
+        return
+    where = "; this command reads it from MODELOPS_API_KEY, or from --api-key-file"
+    hint = where if error.code == "unauthenticated" else ""
+    click.echo(f"modelops: {error.message}{hint}", err=True)
 
 
 def fails_well(command: Callable[P, R]) -> Callable[P, R]:
@@ -32,13 +44,7 @@ def fails_well(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except ModelOpsError as error:
-            if kwargs.get("as_json"):
-                told = {"code": error.code, "error": error.message, "details": error.details}
-                click.echo(json.dumps(told, ensure_ascii=False))
-            else:
-                where = "; this command reads it from MODELOPS_API_KEY, or from --api-key-file"
-                hint = where if error.code == "unauthenticated" else ""
-                click.echo(f"modelops: {error.message}{hint}", err=True)
+            tell(error, as_json=bool(kwargs.get("as_json")))
             status = {"unreachable": UNREACHABLE, "invalid_request": MISUSED}.get(error.code, FAILED)
             raise SystemExit(status) from None
         except KeyboardInterrupt:

@@ -73,12 +73,14 @@ def create(
     """Make a key called NAME, and show it: once."""
     from modelops.access import Key, new_text
     from modelops.api.errors import Conflict, InvalidRequest
-    from modelops.service.rates import parse
 
     if not _NAME.fullmatch(name):
         raise InvalidRequest(f"'{name}' is no name: up to 64 letters, digits, and . _ @ + - after the first")
-    for written in filter(None, (rate, token_rate)):
-        parse(written)
+    if rate or token_rate:
+        from modelops.service.rates import parse  # which takes as long to import as all else together
+
+        for written in filter(None, (rate, token_rate)):
+            parse(written)
     now = time.time()
     text, number, digest = new_text()
     key = Key(
