@@ -35,6 +35,8 @@ soak: install  ## the long runs of what `make test` runs short, with what each o
 		tests/serving/test_placement.py tests/serving/test_bill.py tests/serving/test_scheduler_machine.py
 	FUZZ_MESSAGES=100000 SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest -rP --timeout 1200 \
 		tests/contract/test_fuzz.py tests/contract/test_schemathesis.py
+	$(BIN)/python bench/forms.py
+	$(BIN)/python bench/streams.py
 
 check: lint types contracts proto-check audit test  ## what a contributor runs before sending a change
 

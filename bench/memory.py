@@ -34,7 +34,7 @@ from modelops.engines.base import CacheType, EngineSpec, Prompt
 from modelops.engines.llama_cpp import Engine
 from modelops.engines.probe import Projection, project
 from modelops.serving import sources
-from modelops.serving.estimates import Past, choose, measured_bytes, projected_bytes
+from modelops.serving.estimates import Past, choose, measured_bytes, projected_bytes, unused_bytes
 from modelops.serving.gguf import Header, read_header, write_skeleton
 from modelops.serving.memory import MB, Need, need
 
@@ -245,8 +245,7 @@ async def _load(
         word = "x" if run.name in GENERATED else "a "
         await _ask(engine, word * min(run.context - 64, run.prompt or min(run.batch, 512) + 8), 4)
         await asyncio.gather(*(_ask(engine, f"What is {slot}?", 4) for slot in range(spec.slots)))
-        unused = projection.copied - (header.input_bytes if header.copied_input else 0)
-        resident = engine.memory_bytes() - unused
+        resident = engine.memory_bytes() - unused_bytes(projection, header, computed, engine.taken_bytes())
         return resident, measured_bytes(engine.taken_bytes(), projection, computed)
 
 
