@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from forked import Forked, run, start
+
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 # The fake engine is a script for python3: ours, and not one that a version manager would have to look for first.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -51,7 +53,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
 class Served:
     """A running coordinator. The addresses are its own, on free ports."""
 
-    process: subprocess.Popen[str]
+    process: Forked | subprocess.Popen[bytes]
     data_dir: Path
     rest: str
     grpc: str
@@ -80,11 +82,13 @@ def serving(
     links: Sequence[tuple[str, Path]] = (),
     fake: dict[str, Any] | None = None,
     env: dict[str, str] | None = None,
+    fresh: bool = False,
 ) -> Iterator[Served]:
     """A coordinator on free ports with its own data folder.
 
     `links` are (name, file) hard-linked, or copied, into its models folder as name.gguf. With `fake` every engine is
     tests/fake_engine.py, a real process, with that behaviour. Engines get one thread: the machine may have two cores.
+    A `fresh` one is started as users start it (see forked.py).
     """
     models = data_dir / "models"
     models.mkdir(parents=True, exist_ok=True)
@@ -104,16 +108,19 @@ def serving(
         settings["MODELOPS_ENGINE__PROBE"] = "false"  # it does not know how much memory it would take
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
     log = data_dir / "log.txt"
-    argv = [sys.executable, "-m", "modelops.cli", "serve", "--json"]
+    argv = ["serve", "--json"]
     for name in load:
         argv += ["--load", name]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            argv, env=clean | settings | (env or {}), stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
+    ours, theirs = os.pipe()
+    told = os.fdopen(ours)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
+        with log.open("w") as stderr:
+            whole = clean | settings | (env or {})
+            process = start(argv, whole, stdin=0, stdout=theirs, stderr=stderr, fresh=fresh)
+    finally:
+        os.close(theirs)
+    try:
+        line = told.readline()
         if not line:
             process.wait(10)
             pytest.fail(f"the coordinator did not start:\n{log.read_text()}")
@@ -127,26 +134,14 @@ def serving(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        told.close()
 
 
 def make_key(data_dir: Path, name: str, *options: str) -> str:
     """A new key's text, made by the command as a user makes it; a coordinator that runs notices within a second."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")}
-    argv = [
-        sys.executable,
-        "-m",
-        "modelops.cli",
-        "keys",
-        "create",
-        name,
-        *options,
-        "--data-dir",
-        str(data_dir),
-        "--json",
-    ]
-    made = subprocess.run(argv, env=clean, capture_output=True, text=True, timeout=60)
+    clean["PYTHONWARNINGS"] = "error"
+    made = run(["keys", "create", name, *options, "--data-dir", str(data_dir), "--json"], clean)
     assert made.returncode == 0, made.stdout + made.stderr
     text = json.loads(made.stdout)["key"]
     return text or ""

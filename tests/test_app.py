@@ -45,7 +45,7 @@ def bystander(*words: str) -> Iterator[psutil.Popen]:
 
 def test_the_first_healthy_answer_comes_soon(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     began = time.monotonic()
-    with serving(tmp_path) as served, Client(served.rest) as client:
+    with serving(tmp_path, fresh=True) as served, Client(served.rest) as client:
         assert client.health().status == "healthy"
         took = time.monotonic() - began
         record_property("start_s", round(took, 3))
@@ -167,7 +167,7 @@ def test_a_start_that_fails_is_one_line_and_a_status(tmp_path: Path) -> None:
 
 def test_models_named_at_the_start_answer_when_the_addresses_are_told(tmp_path: Path) -> None:
     tiny_gguf(tmp_path / "models" / "m.gguf")
-    with serving(tmp_path, load=["m"], fake={"load_s": 0.3}) as served, Client(served.rest) as client:
+    with serving(tmp_path, load=["m"], fake={"load_s": 0.3}, fresh=True) as served, Client(served.rest) as client:
         assert [(model.model_name, model.status) for model in client.models()] == [("m", "loaded")]
 
 

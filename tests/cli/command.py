@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import IO, Any
+
+import forked
 
 
 def environment(url: str = "", **more: str) -> dict[str, str]:
@@ -15,21 +18,15 @@ def environment(url: str = "", **more: str) -> dict[str, str]:
 
 def modelops(*arguments: str, url: str = "", stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """The real command, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "modelops.cli", *arguments],
-        env=environment(url, **env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return forked.run(arguments, environment(url, **env), stdin)
 
 
-def started(*arguments: str, url: str) -> subprocess.Popen[str]:
+def started(*arguments: str, url: str, stdin: IO[Any] | None = None) -> subprocess.Popen[str]:
     """The real command, still running."""
     return subprocess.Popen(
         [sys.executable, "-m", "modelops.cli", *arguments],
         env=environment(url),
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

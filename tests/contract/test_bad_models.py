@@ -105,6 +105,7 @@ def test_a_model_is_loaded_once_and_unloaded_once(transport: str, quick: dict[st
 #: What each needs beside the model's name.
 LEAST: dict[str, dict[str, Any]] = {
     "infer": {"input_text": "x"},
+    "chat": {"messages": [{"role": "user", "content": "x"}]},
     "embed": {"inputs": ["x"]},
     "rerank": {"query": "x", "documents": ["y"]},
     "register_version": {"model_path": "missing.gguf"},

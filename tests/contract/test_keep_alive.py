@@ -14,15 +14,17 @@ from support import serving, tiny_gguf, wait_until
 
 KINDS: dict[str, dict[str, int]] = {
     "m": {},
+    "talks": {},
     "vectors": {"llama__pooling_type": 1},
     "scores": {"llama__pooling_type": 4},
 }
 ASK: dict[str, dict[str, Any]] = {
     "infer": {"input_text": "Hello", "max_tokens": 2, "temperature": 0.0},
+    "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2},
     "embed": {"inputs": ["Hello"]},
     "rerank": {"query": "a", "documents": ["a", "b"]},
 }
-OF_KIND = dict(zip(KINDS, ASK, strict=True))
+OF_KIND = {"m": "infer", "talks": "chat", "vectors": "embed", "scores": "rerank"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,15 @@ def gone(wire: Wire, model: str) -> None:
 
 each_kind = pytest.mark.parametrize(
     ("kind", "transport"),
-    [("m", "rest"), ("m", "grpc"), ("m", "zmq"), ("vectors", "rest"), ("vectors", "grpc"), ("scores", "zmq")],
+    [
+        ("m", "rest"),
+        ("m", "grpc"),
+        ("m", "zmq"),
+        ("talks", "grpc"),
+        ("vectors", "rest"),
+        ("vectors", "grpc"),
+        ("scores", "zmq"),
+    ],
 )
 
 

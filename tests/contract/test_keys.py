@@ -47,13 +47,13 @@ class Ring:
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
     folder = tmp_path_factory.mktemp("keys")
     links = [("m", tiny_gguf(folder / "tiny.gguf"))]
-    soon = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
     with serving(folder / "data", links=links, load=["m"], fake={"tokens": 1}) as served:
         data = served.data_dir
         others = {
             scope: [word for other in SCOPES if other not in (scope, "admin") for word in ("--scope", other)]
             for scope in SCOPES
         }
+        soon = (datetime.now(UTC) + timedelta(seconds=4)).isoformat()
         expired = make_key(data, "expired", "--scope", "admin", "--expires", soon)
         made = Ring(
             served,
@@ -99,8 +99,9 @@ def ask(wire: Wire, operation: Operation, key: str) -> Answer:
     wire.key = key
     required = operation.request.model_json_schema().get("required", [])
     example: dict[str, Any] = {
-        "model_name": "m" if operation.name == "infer" else "nobody",
+        "model_name": "m" if operation.name in ("infer", "chat") else "nobody",
         "input_text": "Hello",
+        "messages": [{"role": "user", "content": "Hello"}],
         "inputs": ["Hello"],
         "query": "Hello",
         "documents": ["Hello"],

@@ -27,12 +27,19 @@ TYPED = {"vectors": "embedding", "scores": "reranker"}
 MACHINES = ("moc_system", "moc_event_loop", "moc_state_file")
 
 Call = tuple[str, dict[str, Any]]
-#: What is mixed; `stream` asks in chunks, `left` hangs up after the first of them.
+HELLO = [{"role": "user", "content": "Hello"}]
+#: In chunks: what is asked, and whether it is left after the first of them.
+STREAMS = {"stream": ("infer", False), "left": ("infer", True), "talk": ("chat", False), "walked off": ("chat", True)}
+#: What is mixed.
 MIXED: tuple[Call, ...] = (
     ("infer", {"model_name": "m", "input_text": "Hello", "max_tokens": 5}),
     ("infer", {"model_name": "m", "input_text": "Hello", "max_tokens": 1, "temperature": 0.0}),
     ("stream", {"model_name": "m", "input_text": "Hello", "max_tokens": 3}),
     ("left", {"model_name": "slow", "input_text": "Hello", "max_tokens": 2000}),
+    ("chat", {"model_name": "m", "messages": HELLO, "max_tokens": 4}),
+    ("chat", {"model_name": "nobody", "messages": HELLO}),
+    ("talk", {"model_name": "m", "messages": HELLO, "max_tokens": 3}),
+    ("walked off", {"model_name": "slow", "messages": HELLO, "max_tokens": 2000}),
     ("embed", {"model_name": "vectors", "inputs": ["a", "b"]}),
     ("rerank", {"model_name": "scores", "query": "a", "documents": ["a", "b"]}),
     ("infer", {"model_name": "nobody", "input_text": "Hello"}),
@@ -48,8 +55,8 @@ MIXED: tuple[Call, ...] = (
     ("status", {}),
     ("health", {}),
 )
-#: The stream that is read to its end.
-ENDED = [call for call in MIXED if call[0] == "stream" and call[1]["model_name"] == "m"]
+#: The streams that are read to their end.
+ENDED = [call for call in MIXED if call[0] in ("stream", "talk") and call[1]["model_name"] == "m"]
 REST = "moc_rest_requests_total"
 OK = (("code", "ok"),)
 PAGES = ("moc_operation_duration_seconds_count", (("operation", "metrics"),))
@@ -87,12 +94,13 @@ def mixed() -> list[Call]:
 def perform(wire: Wire, call: Call) -> str:
     """Its code, as the counters have it."""
     name, fields = call
-    if name not in ("stream", "left"):
+    if name not in STREAMS:
         return wire.call(name, fields).code or "ok"
+    operation, leaves = STREAMS[name]
     try:
-        chunks = wire.stream(fields)
+        chunks = wire.chunks(operation, fields)
         next(chunks)
-        if name == "left":
+        if leaves:
             chunks.close()
             return "cancelled"
         assert [chunk.done for chunk in chunks][-1]

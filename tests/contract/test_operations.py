@@ -22,6 +22,21 @@ TWO = {"model_name": "elsewhere", "model_path": "two.gguf"}
 #: operation → what to ask. A new operation has no entry here, and so fails.
 ASK: dict[str, dict[str, Any]] = {
     "infer": GREEDY | {"input_text": "What is the capital of France?"},
+    "chat": GREEDY
+    | {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "What is the capital of France?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "name": "look_up", "arguments": "{}"}]},
+            {"role": "tool", "content": "Paris", "tool_call_id": "1"},
+            {"role": "user", "content": "So?", "name": "Ada"},
+        ],
+        "logprobs": True,
+        "top_logprobs": 2,
+        "top_k": 40,
+        "presence_penalty": -0.5,
+        "seed": 7,
+    },
     "embed": {"model_name": "vectors", "inputs": ["one two", "three"], "keep_alive": "1h"},
     "rerank": {"model_name": "scores", "query": "a b", "documents": ["a", "c", "b a"], "top_n": 2, "keep_alive": "-1"},
     "list_models": {},
@@ -66,6 +81,7 @@ BEFORE: dict[str, list[tuple[str, dict[str, Any]]]] = {
 #: What differs between two equal calls.
 VOLATILE = {
     "InferenceResponse": ("latency_ms",),
+    "ChatResponse": ("latency_ms",),
     "EmbedResponse": ("latency_ms",),
     "RerankResponse": ("latency_ms",),
     "HealthResponse": ("timestamp",),

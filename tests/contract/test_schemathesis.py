@@ -37,7 +37,7 @@ KNOWN = {
     "model_path": [f"{name}.gguf" for name in MODELS],
     **{kind: [name for name, other in MODELS.items() if other == kind] for kind in POOLING},
 }
-ASKING = {"infer": "llm", "embed": "embedding", "rerank": "reranker"}
+ASKING = {"infer": "llm", "chat": "llm", "embed": "embedding", "rerank": "reranker"}
 
 
 def half(name: str) -> dict[str, Any]:
@@ -45,8 +45,14 @@ def half(name: str) -> dict[str, Any]:
     return {"dictionary": name, "probability": 0.5}
 
 
-#: Refused for what no schema can say: a file that is not there, a model of another type.
-BY_MEANING = "model_path|is a model of type"
+#: Refused for what no schema can say: a file that is not there, a model of another type, fields that exclude each
+#: other, JSON within a text.
+BY_MEANING = "|".join(
+    (
+        *("model_path", "is a model of type", "must be (a )?JSON", "exclude each other", "tool_choice (is|wants)"),
+        *("logprobs only", "the same name"),
+    )
+)
 #: What follows from the system's state, or from what this release lacks. 500 is never right.
 TOLD = ["501", "502", "503", "504", "507"]
 CONFIG: dict[str, Any] = {

@@ -77,3 +77,21 @@ def test_an_answer_cut_short_is_told_as_such(tiny: Path, tmp_path: Path) -> None
                 assert after.code == "", after.seen
                 assert after.result.output_text == "w0 w1 "
         assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_conversation_cut_short_is_told_as_such(transport: str, tiny: Path, tmp_path: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hello"}]}
+    links = [(kind, tiny) for kind in ("whole", "stream")]
+    with serving(tmp_path, links=links, fake={"die_after": 3}) as running, wires.connected(running) as clients:
+        wire = clients[transport]
+        whole = wire.call("chat", asked | {"model_name": "whole"})
+        assert whole.code == "engine_failed", whole.seen
+        assert "SIGKILL" in whole.message
+        if transport == "rest":
+            conforms(BY_NAME["chat"].route, whole)
+        *chunks, last = wire.chunks("chat", asked | {"model_name": "stream"})
+        assert [chunk.text for chunk in chunks] == ["w0 ", "w1 ", "w2 "]
+        assert (last.done, last.final.success, last.final.finish_reason) == (True, False, "")
+        assert (last.final.message.content, last.final.tokens_generated) == ("w0 w1 w2 ", 3)
+        assert "SIGKILL" in last.final.error_message

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 from urllib.parse import quote, urlencode
@@ -113,6 +113,11 @@ def chunk_of(name: str) -> type[Message]:
     assert stream
     kind: type[Message] = getattr(pb, stream.chunk.__name__)
     return kind
+
+
+def fields_of(name: str) -> Collection[str]:
+    """The fields of each chunk that answers the operation."""
+    return chunk_of(name).DESCRIPTOR.fields_by_name.keys()
 
 
 def as_message(name: str, value: Any) -> Message:
@@ -257,7 +262,7 @@ class Zmq(Wire):
                     raise Refused(_from_zmq(name, told))
                 chunk: Any = json_format.ParseDict(told["result"], chunk_of(name)())
                 assert told["done"] is chunk.done
-                cut_short = chunk.done and name == "infer" and not chunk.final.success
+                cut_short = "final" in fields_of(name) and chunk.done and not chunk.final.success
                 assert told["success"] is not cut_short
                 yield chunk
                 if chunk.done:
