@@ -1,13 +1,16 @@
-"""Makes docs/settings.md from the settings and docs/metrics.md from the families of /metrics; with --check only says
-whether they are up to date."""
+"""Makes docs/settings.md from the settings, docs/metrics.md from the families of /metrics and docs/openai.md from the
+tables of fields; with --check only says whether they are up to date."""
 
+import json
 import re
 import sys
 from pathlib import Path
 
+from modelops.api.forms import ANNOTATIONS, KEPT, NOT_KEPT
 from modelops.cli import serve
 from modelops.metrics.families import FAMILIES, UNKNOWN
 from modelops.settings import PREFIX, described
+from modelops.transports.openai_fields import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SETTINGS = """# Settings
@@ -56,6 +59,78 @@ AFTER_METRICS = """
 files and start.
 """
 
+OPENAI = """# OpenAI's clients
+
+Programs that are written for OpenAI's API work with a coordinator as it is: give them its address, and a key of its own
+where it wants one.
+
+```python
+from openai import OpenAI
+
+client = OpenAI(base_url="http://localhost:8008/v1", api_key="mok_…")  # any text where no key is needed
+client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "Hello"}])
+```
+
+Whole programs are on the pages of each client: [OpenAI's for Python](clients/openai-python.md),
+[LangChain](clients/langchain.md), [Pydantic AI](clients/pydantic-ai.md) and [curl](clients/curl.md).
+
+It is another form of the [same operations](api.md): the same queue, limits, scopes, counters and deadlines
+(`X-Request-Timeout`). These routes are not in `/openapi.json`, which describes our own forms.
+
+| route | operation | scope |
+| --- | --- | --- |
+| `GET /v1/models` | list models, all that are registered | `models` |
+| `GET /v1/models/{id}` | describe | `models` |
+| `POST /v1/chat/completions` | chat | `infer` |
+| `POST /v1/completions` | infer, with `raw` | `infer` |
+| `POST /v1/embeddings` | embed | `infer` |
+| `POST /v1/rerank` | rerank | `infer` |
+
+The `created` of a model is when it was loaded, 0 while it is not. `system_fingerprint` is the model's version. A stream
+that is cut short ends with the event `{"error": …}` and without `[DONE]`.
+
+## Fields
+
+Nothing that is asked for is ignored in silence. What is not here is refused, by name, with 400; null is the same as
+nothing. *Accepted* means: without effect.
+"""
+SCHEMAS = """
+## Schemas
+
+An engine makes a grammar of a JSON Schema, and an answer cannot but keep to that, unless it ends by its length. Of
+these keywords it makes one; what is not in the table it would leave out in silence. So:
+
+* With `"strict": true` in `json_schema` or in a function, and in the `json_schema` of [chat](api.md#conversations),
+  which has no such flag, whatever else a schema says is refused, by its path:
+  `response_format.json_schema.schema.properties.zip.pattern`.
+* Without it a schema is kept to as far as the table goes, and the rest of it is not: check what you get.
+
+| of | keyword | |
+| --- | --- | --- |
+"""
+AFTER_SCHEMAS = f"""
+*Alone* is beside nothing but what says nothing of values, which is always accepted:
+{", ".join(f"`{one}`" for one in sorted(ANNOTATIONS))}, and all that begins with `x-`.
+
+So answers do not keep to the bounds of a `number`, nor to
+{", ".join(f"`{one}`" for one in NOT_KEPT)}.
+
+Of functions this is told of models whose chat template knows none. Where it knows them, the model writes its calls as
+its template has them, and some templates write texts in which anything may stand.
+
+Beside `properties` of its own an object's `additionalProperties` may get names that are no JSON; the answer is an
+error then. A schema that an engine would hang or die of is always refused: a `minLength` above its `maxLength`, a type
+that is named twice, more than 500 properties of one object that are not required, or 500 schemas within each other.
+"""
+AFTER_OPENAI = """
+## Errors
+
+`{"error": {"message", "type", "param", "code"}}`, with the status of the [same error](api.md#errors) elsewhere,
+`Retry-After` where waiting helps, and `x-request-id`. `code` is ours, but for `invalid_api_key` (401) and
+`model_not_found` (404). OpenAI's clients ask again after 409, 429 and all from 500 on; where that is in vain (409,
+501, 507), `x-should-retry: false` tells them.
+"""
+
 
 def settings() -> str:
     """The page of settings."""
@@ -81,13 +156,30 @@ def metrics() -> str:
     return METRICS + "".join(rows) + AFTER_METRICS
 
 
+def openai() -> str:
+    """The page of OpenAI's fields."""
+    page = OPENAI
+    tables = {"chat/completions": CHAT, "completions": COMPLETIONS, "embeddings": EMBEDDINGS, "rerank": RERANK}
+    for path, fields in tables.items():
+        page += f"\n### POST /v1/{path}\n\n| field | | |\n| --- | --- | --- |\n"
+        for name, field in fields.items():
+            taken = " or ".join(f"`{json.dumps(value)}`" for value in field.neutral)
+            notes = [f"but for {taken}"] * bool(taken) + [field.note] * bool(field.note)
+            page += f"| `{name}` | {field.kind} | {_cell('; '.join(notes))} |\n"
+    page += SCHEMAS
+    for kind, keywords in KEPT.items():
+        for keyword, note in keywords.items():
+            page += f"| {kind} | `{keyword}` | {_cell(note)} |\n"
+    return page + AFTER_SCHEMAS + AFTER_OPENAI
+
+
 def _cell(text: str) -> str:
     return text.replace("<", "&lt;").replace("|", "&#124;")
 
 
 def main() -> None:
     """Generate in place, or compare."""
-    for name, page in (("settings.md", settings()), ("metrics.md", metrics())):
+    for name, page in (("settings.md", settings()), ("metrics.md", metrics()), ("openai.md", openai())):
         target = DOCS / name
         if "--check" not in sys.argv:
             target.write_text(page, encoding="utf-8")
