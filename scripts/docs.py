@@ -126,9 +126,13 @@ AFTER_OPENAI = """
 ## Errors
 
 `{"error": {"message", "type", "param", "code"}}`, with the status of the [same error](api.md#errors) elsewhere,
-`Retry-After` where waiting helps, and `x-request-id`. `code` is ours, but for `invalid_api_key` (401) and
-`model_not_found` (404). OpenAI's clients ask again after 409, 429 and all from 500 on; where that is in vain (409,
-501, 507), `x-should-retry: false` tells them.
+`Retry-After` where waiting helps, and `x-request-id`. `code` is ours, but for `invalid_api_key` (401),
+`model_not_found` (404) and `context_length_exceeded` (400). OpenAI's clients ask again after 409, 429 and all from 500
+on; where that is in vain (409, 501, 507), would only wait as long again (504), or has been done already (502: a
+request whose engine broke was asked twice), `x-should-retry: false` tells them.
+
+There is nothing on the line before the first word of an answer, also while its model is loaded or a long prompt is
+read: a proxy between must be as patient. CORS is not offered: pages of the web are no callers here.
 """
 
 
