@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 
+from modelops.api import pointers
 from modelops.api.patterns import Unreadable, backwards, read
 
 Schema = Mapping[str, Any]
@@ -250,18 +250,10 @@ class _Walk:
 
     def _target(self, reference: str) -> Any:
         """What a reference leads to; None: nothing."""
-        if reference != "#" and not reference.startswith("#/"):
+        try:
+            return pointers.target(self._root, reference)
+        except LookupError:
             return None
-        found: Any = self._root
-        for step in reference.split("/")[1:]:
-            key = unquote(step).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, dict) and key in found:
-                found = found[key]
-            elif isinstance(found, list) and key.isdecimal() and len(key) < 9 and int(key) < len(found):
-                found = found[int(key)]
-            else:
-                return None
-        return found
 
     def _resolved(self, schema: Any) -> Any:
         """What a schema is that may be a reference; None where that leads nowhere, or round in a ring."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
+
+from modelops.api import pointers
 
 #: Keywords of which the values are schemas by name, of which they are data, and which only hold what is referred to.
 _MAPS = frozenset(("properties", "patternProperties", "dependentSchemas"))
@@ -57,15 +58,10 @@ def embedded(schema: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], di
 
 
 def _target(schema: Any, reference: str) -> Any:
-    found = schema
-    for step in reference.split("/")[1:]:
-        key = unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and key in found:
-            found = found[key]
-        elif isinstance(found, Sequence) and not isinstance(found, str) and key.isdecimal() and int(key) < len(found):
-            found = found[int(key)]
-        else:
-            raise Nowhere(reference)
+    try:
+        found = pointers.target(schema, reference)
+    except LookupError:
+        raise Nowhere(reference) from None
     if not isinstance(found, Mapping | bool):
         raise Nowhere(reference)
     return found
