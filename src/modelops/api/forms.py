@@ -6,19 +6,14 @@ with the engine that we bring. `check` walks a schema as that does: what one key
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from modelops.api import pointers
 from modelops.api.patterns import Unreadable, backwards, read
+from modelops.api.shapes import ALL, FORMATS, NUMBERS, Schema, among, closed, is_of, key, meant, named, shape
 
-Schema = Mapping[str, Any]
-
-_ALL = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
-_NUMBERS = frozenset(("number", "integer"))
 #: What an answer always keeps to: of values of which type → keyword → what there is to know.
 KEPT: Mapping[str, Mapping[str, str]] = {
     "any": {
@@ -58,7 +53,7 @@ KEPT: Mapping[str, Mapping[str, str]] = {
 }
 #: Keywords that JSON Schema knows and engines do not, and of values of which type they speak.
 NOT_KEPT: Mapping[str, frozenset[str]] = {
-    **dict.fromkeys(("not", "if", "then", "else", "$dynamicRef", "$recursiveRef"), _ALL),
+    **dict.fromkeys(("not", "if", "then", "else", "$dynamicRef", "$recursiveRef"), ALL),
     **dict.fromkeys(
         (
             *("minProperties", "maxProperties", "patternProperties", "propertyNames", "unevaluatedProperties"),
@@ -69,12 +64,12 @@ NOT_KEPT: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
         ("uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems"), frozenset(("array",))
     ),
-    "multipleOf": _NUMBERS,
+    "multipleOf": NUMBERS,
 }
 _OF: Mapping[str, frozenset[str]] = {
     **NOT_KEPT,
     **{keyword: frozenset((kind,)) for kind in ("object", "array", "string") for keyword in KEPT[kind]},
-    **dict.fromkeys(KEPT["integer"], _NUMBERS),
+    **dict.fromkeys(KEPT["integer"], NUMBERS),
     "format": frozenset(("string", "number", "integer")),
     "additionalItems": frozenset(("array",)),
 }
@@ -97,7 +92,6 @@ ANNOTATIONS = frozenset(
         *("contentMediaType", "contentEncoding", "contentSchema"),
     )
 )
-_FORMATS = frozenset(("date", "time", "date-time", "uuid"))
 #: Formats that any text, or any number, has.
 _LOOSE_FORMATS = frozenset(("password", "path", "binary", "float", "double"))
 #: What asks for nothing.
@@ -174,7 +168,7 @@ class _Walk:
                 values = [schema[winner]] if winner == "const" else schema[winner]
                 if not isinstance(values, list) or not values:
                     self._refuse(path, winner, "must be a list of values")
-                elif "type" in schema and not all(_is(value, types) for value in values):
+                elif "type" in schema and not all(is_of(value, types) for value in values):
                     self._refuse(path, winner, "has values that are not of the 'type'")
                 return
         several = isinstance(schema.get("type"), list)
@@ -182,13 +176,13 @@ class _Walk:
             self._loops(schema["allOf"], path)
             if several:
                 _fail((path, "allOf"), "cannot stand beside several types")
-            if types == {"string"} or (types <= {"object"} and not _closed(schema)):
+            if types == {"string"} or (types <= {"object"} and not closed(schema)):
                 self._all_of(schema, path)
                 yield from self._parts(schema, path, "allOf")
                 return
             self._refuse(path, "allOf", "is ignored by the engine beside this type, or 'properties'")
         if "type" not in schema:
-            types = _meant(schema)
+            types = meant(schema)
         for keyword in schema:
             self._keyword(schema, path, keyword, types)
         if "object" in types:
@@ -206,13 +200,13 @@ class _Walk:
         if keyword not in _OF:
             self._refuse(path, keyword, "is no keyword that is known here")
         for kind in _OF.get(keyword, frozenset()) & types:
-            if keyword == "format" and _among(schema[keyword], _LOOSE_FORMATS):
+            if keyword == "format" and among(schema[keyword], _LOOSE_FORMATS):
                 continue
             if keyword == "additionalItems" and isinstance(schema.get("items"), list):
                 continue
-            if keyword not in KEPT.get(kind, {}) or types == _ALL:
+            if keyword not in KEPT.get(kind, {}) or types == ALL:
                 self._refuse(
-                    path, keyword, f"is not kept to by the engine{'' if types == _ALL else f', of type {kind!r}'}"
+                    path, keyword, f"is not kept to by the engine{'' if types == ALL else f', of type {kind!r}'}"
                 )
 
     def _alone(self, schema: Schema, path: _Path | None, winner: str, *others: str) -> None:
@@ -224,8 +218,8 @@ class _Walk:
         told = schema.get("type", [])
         if isinstance(told, str):
             told = [told]
-        if not isinstance(told, list) or not all(isinstance(one, str) and one in _ALL for one in told):
-            self._refuse(path, "type", f"must be of {', '.join(sorted(_ALL))}")
+        if not isinstance(told, list) or not all(isinstance(one, str) and one in ALL for one in told):
+            self._refuse(path, "type", f"must be of {', '.join(sorted(ALL))}")
             return frozenset()
         if len(told) > len({*told}):
             _fail((path, "type"), "names a type twice")
@@ -284,7 +278,7 @@ class _Walk:
         found = [self._resolved(one) for one in parts]
         if len(found) == 1 and isinstance(found[0], dict) and _plain_enum(found[0]):
             values = found[0]["enum"]
-            if "type" in schema and not all(_is(value, self._types(schema, path)) for value in values):
+            if "type" in schema and not all(is_of(value, self._types(schema, path)) for value in values):
                 self._refuse(path, "allOf", "has values that are not of the 'type'")
             if "required" in schema:
                 self._refuse(path, "required", "is ignored by the engine beside 'allOf'")
@@ -299,13 +293,13 @@ class _Walk:
             self._refuse(path, "allOf", "has a property in two of its schemas")
         if "object" not in self._types(schema, path) and "type" in schema:
             self._refuse(path, "allOf", "is of objects, and the 'type' is not")
-        if not _named(schema.get("required", []), names):
+        if not named(schema.get("required", []), names):
             self._refuse(path, "required", "must be a list of names that are in 'properties'")
 
     def _one_of(self, parts: list[Any], path: _Path | None) -> None:
         if len(parts) > _MOST_COMPARED:
             self._refuse(path, "oneOf", f"has more than {_MOST_COMPARED} schemas; use anyOf")
-        shapes = [_shape(self._resolved(one), self._resolved) for one in parts]
+        shapes = [shape(self._resolved(one), self._resolved) for one in parts]
         for index, one in enumerate(shapes):
             for other in shapes[:index]:
                 if not (one.refuses(other) and other.refuses(one)):
@@ -322,7 +316,7 @@ class _Walk:
         if not isinstance(properties, dict):
             self._refuse(path, "properties", "must be an object of schemas")
             properties = {}
-        if not _named(required, properties):
+        if not named(required, properties):
             self._refuse(path, "required", "must be a list of names that are in 'properties'")
         needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
         if len(properties) - len(needed & properties.keys()) > _MOST_OPTIONAL:
@@ -363,10 +357,10 @@ class _Walk:
                     read(pattern if isinstance(pattern, str) else "")
                 except Unreadable as error:
                     _fail((path, "pattern"), f"is not kept to by the engine: {error}")
-        elif _among(kind, _FORMATS):
+        elif among(kind, FORMATS):
             winner = "format"
-        elif "format" in schema and not _among(kind, _LOOSE_FORMATS):
-            known = ", ".join(sorted(_FORMATS))
+        elif "format" in schema and not among(kind, _LOOSE_FORMATS):
+            known = ", ".join(sorted(FORMATS))
             self._refuse(path, "format", f"is not kept to by the engine, which knows {known}")
         for keyword in ("minLength", "maxLength", "format"):
             if winner and keyword in schema.keys() - {winner} and not _same(schema[keyword], _NEUTRAL.get(keyword)):
@@ -413,103 +407,9 @@ class _Walk:
             self._refuse(path, keyword, "below 0 is kept to only together with a minimum")
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What is known of the values that come of a schema."""
-
-    types: frozenset[str] = _ALL
-    values: frozenset[str] | None = None  # all there are
-    names: frozenset[str] | None = None  # all that an object may have
-    required: frozenset[str] = frozenset()
-    tags: Mapping[str, frozenset[str]] = field(default_factory=dict)  # properties of which all values are known
-
-    def refuses(self, other: _Shape) -> bool:
-        """Whether no value that comes of `other` is one of this."""
-        if not self.types & other.types:
-            return True
-        if self.values is not None and other.values is not None:
-            return not self.values & other.values
-        if not self.types == other.types == {"object"}:
-            return False
-        if other.names is not None and self.required - other.names:
-            return True
-        return any(name in self.required and not own & other.tags.get(name, own) for name, own in self.tags.items())
-
-
-def _shape(schema: Any, resolved: Any) -> _Shape:
-    if not isinstance(schema, dict):
-        return _Shape()
-    values = _values(schema)
-    if values is not None:
-        return _Shape(frozenset(kind for one in values for kind in _kinds(one)), frozenset(map(_key, values)))
-    if schema.keys() & {"$ref", "oneOf", "anyOf", "allOf"}:
-        return _Shape()
-    told = schema.get("type", [*_meant(schema)])
-    types = frozenset(one for one in ([told] if isinstance(told, str) else told) if isinstance(one, str))
-    types |= {"integer"} if "number" in types else frozenset()
-    properties, required = schema.get("properties", {}), schema.get("required", [])
-    if types != {"object"} or not isinstance(properties, dict) or not _named(required, properties):
-        return _Shape(types)
-    tags = {}
-    for name, one in properties.items():
-        found = _values(resolved(one))
-        if found is not None:
-            tags[name] = frozenset(map(_key, found))
-    return _Shape(types, None, frozenset(properties) if _shut(schema) else None, frozenset(required), tags)
-
-
-def _values(schema: Any) -> list[Any] | None:
-    if not isinstance(schema, dict) or schema.keys() & {"$ref", "oneOf", "anyOf"}:
-        return None
-    if "const" in schema:
-        return [schema["const"]]
-    values = schema.get("enum")
-    return values if isinstance(values, list) else None
-
-
-def _key(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value, sort_keys=True)
-
-
-def _kinds(value: Any) -> frozenset[str]:
-    """The types that a value is of."""
-    if isinstance(value, bool):
-        return frozenset(("boolean",))
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return _NUMBERS
-    kinds: Mapping[type, str] = {float: "number", str: "string", list: "array", dict: "object"}
-    return frozenset((kinds.get(type(value), "null"),))
-
-
-def _is(value: Any, types: frozenset[str]) -> bool:
-    return bool(_kinds(value) & types)
-
-
-def _meant(schema: Schema) -> frozenset[str]:
-    """The type that engines give a schema that names none."""
-    if _closed(schema):
-        return frozenset(("object",))
-    if "items" in schema or "prefixItems" in schema:
-        return frozenset(("array",))
-    if schema.keys() & {"pattern", "minLength", "maxLength"} or _among(schema.get("format"), _FORMATS):
-        return frozenset(("string",))
-    return _ALL
-
-
-def _closed(schema: Schema) -> bool:
-    return "properties" in schema or schema.get("additionalProperties", True) is not True
-
-
-def _shut(schema: Schema) -> bool:
-    """Whether an object has its own properties only."""
-    return schema.get("additionalProperties", "properties" not in schema) is False
-
-
 def _plain_object(schema: Schema) -> bool:
     beside = schema.keys() & {"$ref", "oneOf", "anyOf", "allOf", "const", "enum"}
-    return not beside and _closed(schema) and schema.get("type", "object") == "object"
+    return not beside and closed(schema) and schema.get("type", "object") == "object"
 
 
 def _says_of_others(schema: Schema) -> bool:
@@ -520,19 +420,11 @@ def _plain_enum(schema: Schema) -> bool:
     values = schema.get("enum")
     if schema.keys() & {"$ref", "oneOf", "anyOf", "const"} or not isinstance(values, list) or not values:
         return False
-    return not isinstance(schema.get("type"), list) and len({*map(_key, values)}) == len(values)
-
-
-def _named(required: Any, names: Any) -> bool:
-    return isinstance(required, list) and all(isinstance(name, str) and name in names for name in required)
+    return not isinstance(schema.get("type"), list) and len({*map(key, values)}) == len(values)
 
 
 def _silent(keyword: str) -> bool:
     return keyword in ANNOTATIONS or keyword.startswith("x-")
-
-
-def _among(value: Any, known: frozenset[str]) -> bool:
-    return isinstance(value, str) and value in known
 
 
 def _same(value: Any, other: Any) -> bool:
