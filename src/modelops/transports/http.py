@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import uuid
 from collections.abc import Callable
@@ -21,12 +22,16 @@ from modelops.tasks import Tasks
 from modelops.transports.listening import Listening
 from modelops.transports.problems import problem
 
+log = logging.getLogger(__name__)
+
 #: Where the connection is found in a request's scope.
 CONNECTION = "modelops.connection"
 
 _LONGEST_HEAD = 64 * 1024  # bytes of request line and headers together
 _MOST_AHEAD = 16  # requests that wait on a connection while the one before them is answered
-_LAST_REQUESTS_S = 0.1
+_LAST_REQUESTS_S = 0.1  # at most, for what has been sent by the end
+_LAST_ANSWERS_S = 1.0
+_DATE_S = 1.0  # how often the time in the answers' heads is renewed
 
 
 class HttpServer:
@@ -51,7 +56,7 @@ class HttpServer:
         self._refused = refused
         self.port = port
         self._tasks = Tasks("rest")
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -83,7 +88,6 @@ class HttpServer:
             proxy_headers=False,  # who calls, and how, is what we see: a header could say anything
             headers=[("x-content-type-options", "nosniff")],
             timeout_keep_alive=bounds.idle_timeout_s,  # type: ignore[arg-type] # it is given to call_later as it is
-            timeout_graceful_shutdown=1,
         )
         config.load()
         config.ssl = bounds.certificate.context if bounds.certificate else None
@@ -94,10 +98,7 @@ class HttpServer:
     async def stop(self) -> None:
         """Close every connection and end."""
         if self._server and self._serving:
-            for listener in getattr(self._server, "servers", ()):
-                listener.close()
-            await asyncio.sleep(_LAST_REQUESTS_S)  # what has been sent is read and answered, before its connection ends
-            self._server.should_exit = True
+            await self._server.end()
             await asyncio.wait([self._serving])
         await self._tasks.close()
 
@@ -110,10 +111,75 @@ class HttpServer:
         await self._app(scope, receive, last)
 
 
+class _Held(set[Any]):
+    """A set whose end can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def add(self, item: Any, /) -> None:
+        super().add(item)
+        self._empty.clear()
+
+    def discard(self, item: Any, /) -> None:
+        super().discard(item)
+        if not self:
+            self._empty.set()
+
+    async def emptied(self) -> None:
+        """Returns when nothing is in it."""
+        await self._empty.wait()
+
+
 class _Server(uvicorn.Server):
+    """uvicorn's, which is told of its end and of the connections', where that looks for them by the clock."""
+
+    servers: list[asyncio.Server]
+
     def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
         super().__init__(config)
         self._handshake_s = handshake_s
+        self._ending = asyncio.Event()
+        self._connections, self._answering = _Held(), _Held()
+        self.server_state.connections, self.server_state.tasks = self._connections, self._answering
+
+    async def end(self) -> None:
+        """Listen no more; `serve` returns soon. What has been sent by now is read, before its connection ends."""
+        for server in getattr(self, "servers", ()):
+            server.close()
+        for _ in range(3):  # turns of the loop, after which whoever was accepted is among the connections
+            await asyncio.sleep(0)
+        if self.config.ssl:
+            await asyncio.sleep(_LAST_REQUESTS_S)  # a handshake may be under way, and is nowhere to be seen
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_REQUESTS_S):
+                await self._connections.emptied()
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        while not self._ending.is_set():
+            await self.on_tick(0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DATE_S):
+                    await self._ending.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(_LAST_ANSWERS_S):
+                await self._connections.emptied()
+                await self._answering.emptied()
+                for server in self.servers:
+                    await server.wait_closed()
+        except TimeoutError:
+            log.warning("%d requests were being answered at the end, and are cut short", len(self._answering))
+            for task in self._answering:
+                task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
