@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import empty_pb2 as _empty_pb2
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -524,7 +525,7 @@ class ListVersionsRequest(_message.Message):
     def __init__(self, model_name: _Optional[str] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("model_name", "model_version", "model_type", "model_path", "digest", "size_mb", "registered_at", "active", "previous")
+    __slots__ = ("model_name", "model_version", "model_type", "model_path", "digest", "size_mb", "registered_at", "active", "previous", "base", "lineage")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -534,6 +535,8 @@ class ModelVersion(_message.Message):
     REGISTERED_AT_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     model_type: str
@@ -543,7 +546,9 @@ class ModelVersion(_message.Message):
     registered_at: _timestamp_pb2.Timestamp
     active: bool
     previous: bool
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., digest: _Optional[str] = ..., size_mb: _Optional[int] = ..., registered_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active: _Optional[bool] = ..., previous: _Optional[bool] = ...) -> None: ...
+    base: str
+    lineage: _struct_pb2.Struct
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., digest: _Optional[str] = ..., size_mb: _Optional[int] = ..., registered_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active: _Optional[bool] = ..., previous: _Optional[bool] = ..., base: _Optional[str] = ..., lineage: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class VersionList(_message.Message):
     __slots__ = ("versions",)
@@ -590,6 +595,156 @@ class ModelList(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+
+class CreateJobRequest(_message.Message):
+    __slots__ = ("job_type", "model_name", "dataset_path", "dataset", "eval_dataset_path", "parameters", "output_model_name", "eval_dataset", "regression_dataset_path", "regression_dataset", "priority", "dry_run")
+    JOB_TYPE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    DATASET_PATH_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_PATH_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_DATASET_PATH_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_DATASET_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    job_type: str
+    model_name: str
+    dataset_path: str
+    dataset: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    eval_dataset_path: str
+    parameters: _struct_pb2.Struct
+    output_model_name: str
+    eval_dataset: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    regression_dataset_path: str
+    regression_dataset: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    priority: str
+    dry_run: bool
+    def __init__(self, job_type: _Optional[str] = ..., model_name: _Optional[str] = ..., dataset_path: _Optional[str] = ..., dataset: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., eval_dataset_path: _Optional[str] = ..., parameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., output_model_name: _Optional[str] = ..., eval_dataset: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., regression_dataset_path: _Optional[str] = ..., regression_dataset: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., priority: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class JobPlan(_message.Message):
+    __slots__ = ("rows", "eval_rows", "regression_rows", "tokens", "steps", "memory_mb", "disk_mb", "seconds", "device")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    DISK_MB_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    eval_rows: int
+    regression_rows: int
+    tokens: int
+    steps: int
+    memory_mb: int
+    disk_mb: int
+    seconds: float
+    device: str
+    def __init__(self, rows: _Optional[int] = ..., eval_rows: _Optional[int] = ..., regression_rows: _Optional[int] = ..., tokens: _Optional[int] = ..., steps: _Optional[int] = ..., memory_mb: _Optional[int] = ..., disk_mb: _Optional[int] = ..., seconds: _Optional[float] = ..., device: _Optional[str] = ...) -> None: ...
+
+class LearningJob(_message.Message):
+    __slots__ = ("job_id", "job_type", "model_name", "status", "progress", "created_at", "started_at", "completed_at", "parameters", "metrics", "result", "error_message", "step", "paused", "output_model_name", "priority", "attempts", "warnings", "message", "plan")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_TYPE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_AT_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job_type: str
+    model_name: str
+    status: str
+    progress: float
+    created_at: _timestamp_pb2.Timestamp
+    started_at: _timestamp_pb2.Timestamp
+    completed_at: _timestamp_pb2.Timestamp
+    parameters: _struct_pb2.Struct
+    metrics: _struct_pb2.Struct
+    result: _struct_pb2.Struct
+    error_message: str
+    step: str
+    paused: bool
+    output_model_name: str
+    priority: str
+    attempts: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    message: str
+    plan: JobPlan
+    def __init__(self, job_id: _Optional[str] = ..., job_type: _Optional[str] = ..., model_name: _Optional[str] = ..., status: _Optional[str] = ..., progress: _Optional[float] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., result: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., error_message: _Optional[str] = ..., step: _Optional[str] = ..., paused: _Optional[bool] = ..., output_model_name: _Optional[str] = ..., priority: _Optional[str] = ..., attempts: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., message: _Optional[str] = ..., plan: _Optional[_Union[JobPlan, _Mapping]] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: str
+    def __init__(self, status: _Optional[str] = ...) -> None: ...
+
+class JobList(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[LearningJob]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[LearningJob, _Mapping]]] = ...) -> None: ...
+
+class GetJobRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class WatchJobRequest(_message.Message):
+    __slots__ = ("job_id", "after", "follow")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    after: int
+    follow: bool
+    def __init__(self, job_id: _Optional[str] = ..., after: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class JobEvent(_message.Message):
+    __slots__ = ("number", "at", "kind", "message", "step", "metrics", "job", "done")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    at: _timestamp_pb2.Timestamp
+    kind: str
+    message: str
+    step: str
+    metrics: _struct_pb2.Struct
+    job: LearningJob
+    done: bool
+    def __init__(self, number: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., step: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., job: _Optional[_Union[LearningJob, _Mapping]] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class CancelJobRequest(_message.Message):
+    __slots__ = ("job_id", "reason")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    reason: str
+    def __init__(self, job_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class HealthResponse(_message.Message):
     __slots__ = ("status", "timestamp", "components", "version")

@@ -130,6 +130,31 @@ class ModelOpsStub:
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
                 response_deserializer=model__ops__pb2.Removal.FromString,
                 _registered_method=True)
+        self.CreateLearningJob = channel.unary_unary(
+                '/ModelOps/CreateLearningJob',
+                request_serializer=model__ops__pb2.CreateJobRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.LearningJob.FromString,
+                _registered_method=True)
+        self.ListLearningJobs = channel.unary_unary(
+                '/ModelOps/ListLearningJobs',
+                request_serializer=model__ops__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.JobList.FromString,
+                _registered_method=True)
+        self.GetLearningJob = channel.unary_unary(
+                '/ModelOps/GetLearningJob',
+                request_serializer=model__ops__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.LearningJob.FromString,
+                _registered_method=True)
+        self.WatchLearningJob = channel.unary_stream(
+                '/ModelOps/WatchLearningJob',
+                request_serializer=model__ops__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.JobEvent.FromString,
+                _registered_method=True)
+        self.CancelLearningJob = channel.unary_unary(
+                '/ModelOps/CancelLearningJob',
+                request_serializer=model__ops__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.LearningJob.FromString,
+                _registered_method=True)
         self.GetSystemStatus = channel.unary_unary(
                 '/ModelOps/GetSystemStatus',
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
@@ -269,6 +294,38 @@ class ModelOpsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateLearningJob(self, request, context):
+        """Learning jobs. A create that is repeated with the same metadata "idempotency-key" gives the job that it made first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLearningJobs(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLearningJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchLearningJob(self, request, context):
+        """until it has ended, or the time is up
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelLearningJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSystemStatus(self, request, context):
         """System operations
         """
@@ -379,6 +436,31 @@ def add_ModelOpsServicer_to_server(servicer, server):
                     servicer.Prune,
                     request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                     response_serializer=model__ops__pb2.Removal.SerializeToString,
+            ),
+            'CreateLearningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateLearningJob,
+                    request_deserializer=model__ops__pb2.CreateJobRequest.FromString,
+                    response_serializer=model__ops__pb2.LearningJob.SerializeToString,
+            ),
+            'ListLearningJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLearningJobs,
+                    request_deserializer=model__ops__pb2.ListJobsRequest.FromString,
+                    response_serializer=model__ops__pb2.JobList.SerializeToString,
+            ),
+            'GetLearningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLearningJob,
+                    request_deserializer=model__ops__pb2.GetJobRequest.FromString,
+                    response_serializer=model__ops__pb2.LearningJob.SerializeToString,
+            ),
+            'WatchLearningJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLearningJob,
+                    request_deserializer=model__ops__pb2.WatchJobRequest.FromString,
+                    response_serializer=model__ops__pb2.JobEvent.SerializeToString,
+            ),
+            'CancelLearningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelLearningJob,
+                    request_deserializer=model__ops__pb2.CancelJobRequest.FromString,
+                    response_serializer=model__ops__pb2.LearningJob.SerializeToString,
             ),
             'GetSystemStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSystemStatus,
@@ -904,6 +986,141 @@ class ModelOps:
             '/ModelOps/Prune',
             google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             model__ops__pb2.Removal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateLearningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/CreateLearningJob',
+            model__ops__pb2.CreateJobRequest.SerializeToString,
+            model__ops__pb2.LearningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLearningJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/ListLearningJobs',
+            model__ops__pb2.ListJobsRequest.SerializeToString,
+            model__ops__pb2.JobList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLearningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/GetLearningJob',
+            model__ops__pb2.GetJobRequest.SerializeToString,
+            model__ops__pb2.LearningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLearningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ModelOps/WatchLearningJob',
+            model__ops__pb2.WatchJobRequest.SerializeToString,
+            model__ops__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelLearningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/CancelLearningJob',
+            model__ops__pb2.CancelJobRequest.SerializeToString,
+            model__ops__pb2.LearningJob.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,6 +80,11 @@ class TooLarge(ModelOpsError):
     code = "too_large"
 
 
+def too_large(limit: int, to_do: str = "") -> TooLarge:
+    """A request of more than `limit` bytes, and what to do about it."""
+    return TooLarge(f"the request is over {limit} bytes" + (f"; {to_do}" if to_do else ""))
+
+
 class RateLimited(ModelOpsError):
     """The caller is over its own rate."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from modelops.api import chat, types
+from modelops.api import chat, learning, types
 
 Scope = Literal["infer", "models", "learning", "goals", "metrics", "admin"]
 
@@ -33,21 +33,29 @@ class Door(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """Where REST offers an operation; `query` names the request's fields that stand in the query string."""
+    """Where REST offers an operation; `query` names the request's fields that stand in the query string, `array` the
+    answer's field that is all of it there.
+    """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
     status: int = 200
     query: tuple[str, ...] = ()
+    array: str = ""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer in chunks, by the coordinator's `method`: always, or where the request says `stream`."""
+    """An answer in chunks, by the coordinator's `method`: always, or where the request says `stream`.
+
+    Where it can be taken up again, chunks have a `number`, and the request's field `after` names the last one that is
+    known: over REST they are the events' ids, and `Last-Event-ID` is another way to say it.
+    """
 
     method: str
     chunk: type[types.Response]
     always: bool = False
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,9 @@ class Operation:
     """One thing that a caller can ask for.
 
     `rpcs` are the gRPC methods that perform it, each with the fields that its name implies; `stream_rpc` is the one
-    that answers in chunks. `errors` are the codes, beside those that any call may meet, worth documenting.
+    that answers in chunks. `errors` are the codes, beside those that any call may meet, worth documenting. One that
+    `creates` gives its first answer again to whoever repeats it under the same idempotency key. `too_large` is what to
+    do about a request that is.
     """
 
     name: str
@@ -70,6 +80,8 @@ class Operation:
     stream: Stream | None = None
     errors: tuple[str, ...] = ()
     tags: tuple[str, ...] = field(default=("models",))
+    creates: bool = False
+    too_large: str = ""
 
     @property
     def acts(self) -> bool:
@@ -329,6 +341,79 @@ OPERATIONS: tuple[Operation, ...] = (
         rpcs={"Prune": {}},
         action="prune",
         errors=("invalid_request",),
+    ),
+    Operation(
+        name="create_job",
+        summary="Create a new learning job",
+        request=learning.CreateJobRequest,
+        response=learning.LearningJob,
+        scope="learning",
+        route=Route("POST", "/learning/jobs", status=201, query=("dry_run",)),
+        rpcs={"CreateLearningJob": {}},
+        action="create_job",
+        errors=(
+            "invalid_request",
+            "not_found",
+            "conflict",
+            "too_large",
+            "overloaded",
+            "deadline_exceeded",
+            "insufficient_memory",
+            "not_implemented",
+        ),
+        tags=("learning",),
+        creates=True,
+        too_large="put the rows into a file under one of the dataset roots, and name it with dataset_path",
+    ),
+    Operation(
+        name="list_jobs",
+        summary="List learning jobs",
+        request=learning.ListJobsRequest,
+        response=learning.JobList,
+        scope="learning",
+        route=Route("GET", "/learning/jobs", query=("status",), array="jobs"),
+        rpcs={"ListLearningJobs": {}},
+        action="list_jobs",
+        errors=("invalid_request",),
+        tags=("learning",),
+    ),
+    Operation(
+        name="get_job",
+        summary="Describe a learning job",
+        request=learning.GetJobRequest,
+        response=learning.LearningJob,
+        scope="learning",
+        route=Route("GET", "/learning/jobs/{job_id}"),
+        rpcs={"GetLearningJob": {}},
+        action="get_job",
+        errors=("invalid_request", "not_found"),
+        tags=("learning",),
+    ),
+    Operation(
+        name="watch_job",
+        summary="Watch a learning job until it has ended",
+        request=learning.WatchJobRequest,
+        response=learning.JobEvent,
+        scope="learning",
+        route=Route("GET", "/learning/jobs/{job_id}/events", query=("after", "follow")),
+        rpcs={},
+        stream_rpc="WatchLearningJob",
+        stream=Stream("watch_job", learning.JobEvent, always=True, after="after"),
+        action="watch_job",
+        errors=("invalid_request", "not_found"),
+        tags=("learning",),
+    ),
+    Operation(
+        name="cancel_job",
+        summary="Cancel a learning job",
+        request=learning.CancelJobRequest,
+        response=learning.LearningJob,
+        scope="learning",
+        route=Route("POST", "/learning/jobs/{job_id}/cancel"),
+        rpcs={"CancelLearningJob": {}},
+        action="cancel_job",
+        errors=("invalid_request", "not_found", "too_large"),
+        tags=("learning",),
     ),
     Operation(
         name="status",

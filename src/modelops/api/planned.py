@@ -8,42 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from modelops.api.learning import Priority
 from modelops.api.operations import Scope
 from modelops.api.types import Request, Response
 
-JobType = Literal["lora", "dpo", "evaluate"]
-JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
-Priority = Literal["low", "medium", "high", "critical"]
 GoalStatus = Literal["pending", "active", "completed", "failed", "cancelled"]
-
-
-class CreateJobRequest(Request):
-    """A learning job to be run."""
-
-    job_type: JobType
-    model_name: str
-    dataset_path: str = ""
-    dataset: list[dict[str, Any]] | None = None
-    eval_dataset_path: str = ""
-    parameters: dict[str, Any] = {}
-    output_model_name: str = ""
-
-
-class LearningJob(Response):
-    """A learning job, as it stands."""
-
-    job_id: str
-    job_type: JobType
-    model_name: str
-    status: JobStatus
-    progress: float = 0.0
-    created_at: datetime
-    started_at: datetime | None = None
-    completed_at: datetime | None = None
-    parameters: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    result: dict[str, Any] = {}
-    error_message: str = ""
 
 
 class CreateGoalRequest(Request):
@@ -102,28 +71,6 @@ class Planned:
 
 
 PLANNED: tuple[Planned, ...] = (
-    Planned(
-        "list_jobs",
-        "learning",
-        "GET",
-        "/learning/jobs",
-        "List learning jobs",
-        200,
-        "List of jobs",
-        response=LearningJob,
-        many=True,
-    ),
-    Planned(
-        "create_job",
-        "learning",
-        "POST",
-        "/learning/jobs",
-        "Create a new learning job",
-        201,
-        "Job created successfully",
-        request=CreateJobRequest,
-        response=LearningJob,
-    ),
     Planned(
         "list_goals", "goals", "GET", "/goals", "List active goals", 200, "List of goals", response=Goal, many=True
     ),

@@ -442,6 +442,10 @@ class ModelVersion(Response):
     registered_at: datetime | None = None
     active: bool = False
     previous: bool = False
+    base: str = Field("", description="Of an adapter: the digest of the file that it was made for.")
+    lineage: dict[str, Any] = Field(
+        {}, description="Of what a learning job made: its base, rows, parameters, seed, scores and parity."
+    )
 
 
 class VersionList(Response):
