@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from metrics.pages import samples, value
@@ -78,14 +78,31 @@ async def test_any_folder_will_do(tmp_path: Path, folder: str) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
+def tables(file: Path) -> dict[str, Any]:
+    """Each table's columns (type, whether it may be null, default, place in the primary key) and unique columns and
+    indexes; whatever order they were made in."""
+    found = {}
+    for table in metadata.tables:
+        columns = {
+            name: (kind, bool(required or key), (default or "").strip("'"), key)
+            for _, name, kind, required, default, key in ask(file, f"PRAGMA table_info({table})")
+        }
+        indexes = {
+            (tuple(column for _, _, column in ask(file, f"PRAGMA index_info({name})")), bool(unique))
+            for _, name, unique, origin, _ in ask(file, f"PRAGMA index_list({table})")
+            if origin != "pk"
+        }
+        found[table] = columns, indexes
+    return found
+
+
 async def test_the_migrations_lead_to_the_tables(tmp_path: Path) -> None:
     file = tmp_path / "state.db"
     await (await open_database(file)).dispose()
-    found = {
-        table.name: {name for _, name, *_ in ask(file, f"PRAGMA table_info({table.name})")}
-        for table in metadata.tables.values()
-    }
-    assert found == {table.name: set(table.columns.keys()) for table in metadata.tables.values()}
+    engine = create_engine(f"sqlite:///{tmp_path / 'made.db'}")
+    metadata.create_all(engine)
+    engine.dispose()
+    assert tables(file) == tables(tmp_path / "made.db")
     assert ask(file, "PRAGMA user_version") == [(len(MIGRATIONS),)]
 
 

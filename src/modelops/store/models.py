@@ -12,7 +12,10 @@ from modelops.store.tables import model_versions
 
 @dataclass(frozen=True)
 class VersionRow:
-    """One registered version. `file` is absolute; `size` in bytes; `registered_at` in seconds since the epoch."""
+    """One registered version. `file` is absolute; `size` in bytes; `registered_at` in seconds since the epoch.
+
+    `base` is, of an adapter, the digest of the file that it was made for; `lineage` is JSON, empty for none.
+    """
 
     model_name: str
     number: int
@@ -23,6 +26,8 @@ class VersionRow:
     digest: str
     registered_at: float
     source: str = ""
+    base: str = ""
+    lineage: str = ""
 
 
 _FIELDS = [model_versions.c[name] for name in VersionRow.__dataclass_fields__]
@@ -56,6 +61,13 @@ class ModelQueries:
         chosen = (model_versions.c.model_name == model_name) & (model_versions.c.number == number)
         async with self._database.begin() as connection:
             await connection.execute(update(model_versions).where(chosen).values(digest=digest))
+
+    async def set_file(self, row: VersionRow) -> None:
+        """Record where the version's file is now, its size and its latest change."""
+        chosen = (model_versions.c.model_name == row.model_name) & (model_versions.c.number == row.number)
+        found = {"file": row.file, "size": row.size, "mtime_ns": row.mtime_ns}
+        async with self._database.begin() as connection:
+            await connection.execute(update(model_versions).where(chosen).values(**found))
 
     async def remove(self, model_name: str, number: int) -> None:
         """Forget a version; its number is never given again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, MetaData, String, Table, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, MetaData, String, Table, UniqueConstraint, false
 
 metadata = MetaData()
 
@@ -19,7 +19,9 @@ model_versions = Table(
     Column("digest", String, nullable=False, default=""),
     Column("registered_at", Float, nullable=False),
     Column("source", String, nullable=False, server_default=""),  # digest of the source that it was fetched from
-    Column("removed", Boolean, nullable=False, server_default="0"),
+    Column("removed", Boolean, nullable=False, server_default=false()),
+    Column("base", String, nullable=False, server_default=""),  # of an adapter: the digest of the file it was made for
+    Column("lineage", String, nullable=False, server_default=""),  # JSON: what it was made from, where a job made it
     UniqueConstraint("model_name", "number"),
 )
 
@@ -29,7 +31,7 @@ models = Table(
     Column("model_name", String, primary_key=True),
     Column("active", Integer, nullable=False, server_default="0"),  # number of the version that answers; 0: the newest
     Column("previous", Integer, nullable=False, server_default="0"),
-    Column("wanted", Boolean, nullable=False, server_default="0"),  # loaded: a restart brings it back
+    Column("wanted", Boolean, nullable=False, server_default=false()),  # loaded: a restart brings it back
     Column("wish", String, nullable=False, server_default="{}"),
     Column("changed_at", Float, nullable=False, server_default="0"),
 )
@@ -64,6 +66,50 @@ keys = Table(
     Column("revoked_at", Float),
 )
 
+learning_jobs = Table(
+    "learning_jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),  # in the order of creation
+    Column("job_type", String, nullable=False),
+    Column("model_name", String, nullable=False),
+    Column("output_model_name", String, nullable=False, server_default=""),
+    Column("status", String, nullable=False, index=True),
+    Column("priority", Integer, nullable=False, server_default="1"),  # higher goes first
+    Column("caller", String, nullable=False, server_default=""),
+    Column("idempotency_key", String),  # of its caller; no two jobs have the same
+    Column("request", String, nullable=False, server_default="{}"),  # JSON, as all that is text below
+    Column("memo", String, nullable=False, server_default="{}"),  # step → its result, of those that are done
+    Column("step", String, nullable=False, server_default=""),
+    Column("progress", Float, nullable=False, server_default="0"),
+    Column("metrics", String, nullable=False, server_default="{}"),
+    Column("result", String, nullable=False, server_default="{}"),
+    Column("error", String, nullable=False, server_default=""),
+    Column("message", String, nullable=False, server_default=""),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+    Column("cancel_reason", String),  # somebody wants it to end
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("completed_at", Float),
+    Column("lease_owner", String, nullable=False, server_default=""),
+    Column("lease_until", Float, nullable=False, server_default="0"),
+    Column("fence", Integer, nullable=False, server_default="0"),  # grows with each claim: who has an older one is out
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("caller", "idempotency_key"),
+)
+
+learning_job_events = Table(
+    "learning_job_events",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1 on, for each job
+    Column("at", Float, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("step", String, nullable=False, server_default=""),
+    Column("message", String, nullable=False, server_default=""),
+    Column("metrics", String, nullable=False, server_default="{}"),
+)
+
 #: Each step is the DDL that makes version N+1 of the state file from version N. Steps are never changed once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -92,5 +138,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE memory_estimates ADD COLUMN more_driver BIGINT NOT NULL DEFAULT 0",
         "UPDATE memory_estimates SET driver = 0",  # that of a few kinds of models was too low, and which is not said
+    ),
+    (
+        "CREATE TABLE learning_jobs (id VARCHAR NOT NULL PRIMARY KEY, number INTEGER NOT NULL UNIQUE, "
+        "job_type VARCHAR NOT NULL, model_name VARCHAR NOT NULL, output_model_name VARCHAR NOT NULL DEFAULT '', "
+        "status VARCHAR NOT NULL, priority INTEGER NOT NULL DEFAULT 1, caller VARCHAR NOT NULL DEFAULT '', "
+        "idempotency_key VARCHAR, request VARCHAR NOT NULL DEFAULT '{}', memo VARCHAR NOT NULL DEFAULT '{}', "
+        "step VARCHAR NOT NULL DEFAULT '', progress FLOAT NOT NULL DEFAULT 0, metrics VARCHAR NOT NULL DEFAULT '{}', "
+        "result VARCHAR NOT NULL DEFAULT '{}', error VARCHAR NOT NULL DEFAULT '', message VARCHAR NOT NULL DEFAULT '', "
+        "paused BOOLEAN NOT NULL DEFAULT 0, cancel_reason VARCHAR, created_at FLOAT NOT NULL, started_at FLOAT, "
+        "completed_at FLOAT, lease_owner VARCHAR NOT NULL DEFAULT '', lease_until FLOAT NOT NULL DEFAULT 0, "
+        "fence INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, UNIQUE (caller, idempotency_key))",
+        "CREATE INDEX ix_learning_jobs_status ON learning_jobs (status)",
+        "CREATE TABLE learning_job_events (job_id VARCHAR NOT NULL, number INTEGER NOT NULL, at FLOAT NOT NULL, "
+        "kind VARCHAR NOT NULL, step VARCHAR NOT NULL DEFAULT '', message VARCHAR NOT NULL DEFAULT '', "
+        "metrics VARCHAR NOT NULL DEFAULT '{}', PRIMARY KEY (job_id, number))",
+        "ALTER TABLE model_versions ADD COLUMN base VARCHAR NOT NULL DEFAULT ''",
+        "ALTER TABLE model_versions ADD COLUMN lineage VARCHAR NOT NULL DEFAULT ''",
     ),
 )
