@@ -54,6 +54,7 @@ class EngineSpec:
     task: Task = "generate"
     stall_timeout_s: float = 60.0
     pooling: Literal["", "mean"] = ""  # how the tokens of a text become one vector; empty: as the file says
+    adapters: tuple[Path, ...] = ()  # LoRAs that requests may be answered with, one at a time
 
     @property
     def step_size(self) -> int:
@@ -66,7 +67,8 @@ class Prompt:
     """One request to an engine. `seed` None means a different answer each time (unless `temperature` is 0).
 
     `messages`, as OpenAI writes them, are instead of `text` and `system`; `options` are what else the engine is
-    told, in its own words. `max_tokens` 0: as many as the context has room for.
+    told, in its own words. `max_tokens` 0: as many as the context has room for. `adapter` is the number of that of the
+    spec's adapters which it is answered with; None: with none.
     """
 
     text: str
@@ -79,6 +81,7 @@ class Prompt:
     seed: int | None
     messages: tuple[Mapping[str, Any], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    adapter: int | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Hearing:
         self._unheard_s = 0.0  # for which callers had waited who left, since anything was heard
         self._used: float | None = None  # CPU at the look before, where it was under suspicion then
         self._timer: asyncio.TimerHandle | None = None
+        self._stands = False  # paused by ourselves
 
     # --- what the connections tell ---
     def began(self, answer: Answer) -> None:
@@ -58,7 +59,15 @@ class Hearing:
             self.close()
 
     def paused(self) -> None:
-        """It was stopped for a while by ourselves, and cannot have used any CPU."""
+        """It is stopped by ourselves, and cannot say anything, nor use any CPU."""
+        self._stands = True
+        self._used = None
+
+    def resumed(self) -> None:
+        """It goes on: its silence counts from now."""
+        if self._stands:
+            self._stands = False
+            self._heard_at = max(self._heard_at, asyncio.get_running_loop().time())
         self._used = None
 
     def close(self) -> None:
@@ -75,6 +84,9 @@ class Hearing:
         return asyncio.get_running_loop().time() - max(asked_at, self._heard_at, answer.awaited_since)
 
     def _look(self) -> None:
+        if self._stands:
+            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look)
+            return
         waited_s = max(self._waited_s(answer, asked_at) for answer, asked_at in self._answers.items())
         sure = self._speaks and waited_s >= self._limit_s
         suspected = waited_s + self._unheard_s >= self._limit_s and waited_s >= self._look_s / 2

@@ -16,10 +16,10 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
@@ -31,6 +31,7 @@ from modelops.engines.hearing import Hearing
 from modelops.engines.http import Answer, request
 from modelops.engines.process import Exit, Process
 from modelops.engines.replies import Reader
+from modelops.engines.scores import Scorer, TokenScore
 from modelops.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ _WAITING = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 _LONGEST_REFUSAL = 64 * 1024  # bytes of an error's body that are looked at
 _LONGEST_ANSWER = 64 * 2**20  # bytes of an answer that comes whole
 _LONGEST_EVENT = 4 * 2**20  # bytes of one server-sent event; a token is a few hundred
+_T = TypeVar("_T")
 
 
 def find_executable(configured: str) -> str:
@@ -93,6 +95,7 @@ class Engine:
         self._tasks = Tasks(f"engine {spec.model_name}")
         self._hung = ""  # why it was ended
         self._knows_tools = False
+        self._scorer = Scorer(self._ask, spec.slots)
         self._hearing = Hearing(
             spec.stall_timeout_s,
             speaks=spec.task == "generate",
@@ -119,6 +122,9 @@ class Engine:
             "rerank": ["--reranking", "--kv-unified"],
         }[spec.task]
         pooling = ["--pooling", spec.pooling] if spec.pooling else []
+        # Off unless a request says otherwise. What is kept of prompts outside their slots is not kept by adapter.
+        adapters = [part for file in spec.adapters for part in ("--lora-scaled", f"{file}:0")]
+        cache_ram = 0 if spec.adapters else spec.cache_ram_mb
         return [
             *program,
             *("--model", str(spec.file), "--alias", spec.model_name, "--host", str(self._socket)),
@@ -126,8 +132,8 @@ class Engine:
             *("--threads", str(spec.threads), "--threads-batch", str(spec.threads)),
             *("--batch-size", str(spec.batch_size), "--ubatch-size", str(spec.step_size)),
             *("--cache-type-k", spec.cache_type, "--cache-type-v", spec.cache_type),
-            *("--cache-ram", str(spec.cache_ram_mb), "--ctx-checkpoints", str(spec.context_checkpoints)),
-            *(*layers, *split, *task, *pooling, "--jinja", "--slots", "--no-webui"),
+            *("--cache-ram", str(cache_ram), "--ctx-checkpoints", str(spec.context_checkpoints)),
+            *(*layers, *split, *task, *pooling, *adapters, "--jinja", "--slots", "--no-webui"),
         ]
 
     def environment(self) -> Mapping[str, str]:
@@ -197,7 +203,7 @@ class Engine:
 
     def resume(self) -> None:
         """Let it go on."""
-        self._hearing.paused()
+        self._hearing.resumed()
         self._process.resume()
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Piece]:
@@ -210,6 +216,8 @@ class Engine:
             reader = Reader(prompt.stop, _call_id) if calling.formed(prompt) else None
             prompt = calling.spelled(prompt)
         path, body = _request(prompt)
+        if self.spec.adapters:
+            body["lora"] = lora(self.spec, prompt.adapter)
         if reader:
             body["timings_per_token"] = True  # where the reader ends the answer, the engine does not count it
         most = int(prompt.options.get("top_logprobs", 0))
@@ -262,6 +270,31 @@ class Engine:
             scores = {int(one["index"]): float(one["relevance_score"]) for one in told["results"]}
             return [scores[index] for index in range(len(documents))], int(told["usage"]["total_tokens"])
         except (KeyError, TypeError, ValueError) as error:
+            raise await self._broken(error) from None
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """The tokens of `text`; `special`: as a prompt has them, behind what the model begins with, and with the names
+        of its special tokens read as those. Raises as `generate`."""
+        return await self._understood(self._scorer.tokenize(text, special))
+
+    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The model's chat template of `messages`, and of the beginning of the answer; `tokenize` reads it as
+        `special`. Raises as `generate`."""
+        return await self._understood(self._scorer.render(messages))
+
+    async def score(self, prompt: Sequence[int], answer: Sequence[int], adapter: int | None = None) -> list[TokenScore]:
+        """How probable each token of `answer` is behind all before it, to the model itself: before any sampling.
+
+        `prompt` has a token at least; `adapter` is as in Prompt. At most as many as there are slots are worked on at
+        once, the others wait. Raises as `generate`, and EngineFailed where the model gives no probabilities.
+        """
+        adapters = lora(self.spec, adapter) if self.spec.adapters else None
+        return await self._understood(self._scorer.score(prompt, answer, adapters))
+
+    async def _understood(self, answer: Awaitable[_T]) -> _T:
+        try:
+            return await answer
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise await self._broken(error) from None
 
     async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -321,6 +354,12 @@ class Engine:
         way = "its chat template" if self._knows_tools else "the server, as its chat template knows none"
         name = self.spec.model_name
         log.info("tools are put to '%s' by %s", name, way, extra={"model": name})
+
+
+def lora(spec: EngineSpec, adapter: int | None) -> list[dict[str, float]]:
+    """What a request says to be answered with that adapter and no other. Those that it does not name would be as the
+    request before had them in some versions, so it names all, always."""
+    return [{"id": number, "scale": float(number == adapter)} for number in range(len(spec.adapters))]
 
 
 def _call_id() -> str:

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("cache-type-k", "cache-type-v"):
         flags.add_argument(f"--{name}", choices=("f16", "q8_0", "q4_0"), default="f16")
     flags.add_argument("--pooling", choices=("mean",))
+    flags.add_argument("--lora-scaled", action="append", type=_scaled, default=[], metavar="FILE:SCALE")
     for name in ("jinja", "slots", "no-webui", "embeddings", "reranking", "kv-unified"):
         flags.add_argument(f"--{name}", action="store_true")
     return flags
@@ -46,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _shares(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
+
+
+def _scaled(text: str) -> tuple[str, float]:
+    file, _, scale = text.rpartition(":")
+    return file, float(scale)
 
 
 def parameters(flags: argparse.Namespace, api_key: str) -> Any:
@@ -77,6 +83,7 @@ def parameters(flags: argparse.Namespace, api_key: str) -> Any:
     params.n_gpu_layers = flags.n_gpu_layers
     if flags.tensor_split:
         params.tensor_split = [*flags.tensor_split, *[0.0] * (_MOST_DEVICES - len(flags.tensor_split))]
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(*adapter) for adapter in flags.lora_scaled]
     params.use_jinja = flags.jinja
     params.endpoint_slots = flags.slots
     params.ui = not flags.no_webui
