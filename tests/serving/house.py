@@ -18,7 +18,7 @@ from modelops.serving.arrivals import Arrivals
 from modelops.serving.catalog import Catalog
 from modelops.serving.devices import ThisMachine
 from modelops.serving.estimates import Estimates
-from modelops.serving.placement import HOST
+from modelops.serving.placement import HOST, Bill
 from modelops.serving.pool import Pool
 from modelops.serving.quantised import Quantised
 from modelops.serving.residents import Residents
@@ -57,6 +57,13 @@ class House:
     def reserved(self) -> int:
         """Bytes of RAM that the ledger holds."""
         return self.pool.reserved().get(HOST, 0)
+
+    @property
+    def free(self) -> int:
+        """Bytes of RAM that may still be reserved."""
+        bill = self.pool.preview_loan("everything", 2**60)
+        assert isinstance(bill, Bill)
+        return bill.free[HOST]
 
     def lease(
         self, name: str = "a", seconds: float = 20.0, keep_alive_s: float | None = None

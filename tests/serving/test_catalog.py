@@ -12,8 +12,9 @@ import pytest
 
 from modelops.api.errors import InvalidRequest, ModelOpsError, NotFound
 from modelops.serving import sources
-from modelops.serving.catalog import Catalog, natural_type
+from modelops.serving.catalog import Catalog
 from modelops.serving.gguf import read_header
+from modelops.serving.model_files import natural_type
 from modelops.serving.wishes import Wish
 from modelops.settings import ModelEntry
 from serving.house import catalog

@@ -10,7 +10,7 @@ import pytest
 from ggufs import make as make_gguf
 from modelops.api.errors import Conflict, EngineFailed, InsufficientMemory
 from modelops.serving.catalog import Version
-from modelops.serving.placement import HOST, MB
+from modelops.serving.placement import HOST, MB, Bill, Plan
 from modelops.serving.wishes import Wish
 from serving.house import PROMPT, House, Make
 from support import tiny_gguf
@@ -172,3 +172,22 @@ async def test_what_is_not_loaded_is_not_swapped(make: Make) -> None:
     house = await make()
     with pytest.raises(Conflict, match="not loaded"):
         await house.pool.swap(await second(house), drain_first=False, deadline=soon())
+
+
+async def test_what_a_borrower_has_taken_is_not_counted_twice(make: Make) -> None:
+    house = await make()
+    before = house.free
+    async with house.pool.borrow("training", 100 * MB) as loan:
+        assert before - house.free == pytest.approx(100 * MB, abs=20 * MB)
+        loan.taken = lambda: 60 * MB  # which the machine would show as used
+        assert before - house.free == pytest.approx(40 * MB, abs=20 * MB)
+    assert isinstance(house.pool.preview_loan("training", 100 * MB), Plan)
+    assert isinstance(house.pool.preview_loan("training", 2**50), Bill)
+
+
+async def test_somebody_is_told_when_requests_begin_and_when_the_last_has_ended(make: Make) -> None:
+    house = await make()
+    told: list[bool] = []
+    house.pool.on_busy = told.append
+    assert set(await asyncio.gather(house.ask("a"), house.ask("a"))) == {"w0 w1 w2 "}
+    assert told == [True, False]

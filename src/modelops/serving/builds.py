@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modelops.api.errors import ModelOpsError
+from modelops.serving.adapters import Adapters
 from modelops.serving.catalog import Version
 from modelops.serving.devices import Machine
-from modelops.serving.estimates import Estimate, Estimates
+from modelops.serving.estimates import Estimate, Estimates, with_adapters
 from modelops.serving.events import Candidate
 from modelops.serving.placement import HOST, Layout, Wants
 from modelops.serving.quantised import Borrow, Quantised
@@ -29,7 +31,10 @@ _KEPT = 100  # the newest builds are kept even where nobody uses them yet
 
 @dataclass(frozen=True)
 class Build:
-    """A version, and how it is run. `device` is the kind that it is estimated for: "gpu" where GPUs may take some."""
+    """A version, and how it is run. `device` is the kind that it is estimated for: "gpu" where GPUs may take some.
+
+    `adapters` are loaded beside it; `chosen` is the one among them that is to be active when it is.
+    """
 
     version: Version
     wish: Wish
@@ -37,13 +42,23 @@ class Build:
     estimate: Estimate
     candidate: Candidate
     device: str = "cpu"
+    adapters: tuple[Version, ...] = ()
+    chosen: Version | None = None
 
 
 class Builds:
     """Makes builds, each with a number of its own, and keeps them."""
 
-    def __init__(self, settings: EngineSettings, machine: Machine, quantised: Quantised, estimates: Estimates) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        machine: Machine,
+        quantised: Quantised,
+        estimates: Estimates,
+        adapters: Adapters,
+    ) -> None:
         self._settings = settings
+        self._adapters = adapters
         self._machine = machine
         self._quantised = quantised
         self._estimates = estimates
@@ -54,15 +69,27 @@ class Builds:
         """The build `number`; None where it is none, or was forgotten."""
         return self._known.get(number)
 
+    def choice(self, build: Build) -> Version | None:
+        """The adapter that is to be active now that `build` is loaded for the first time; None where it was before."""
+        self._known[build.candidate.build] = replace(build, chosen=None)
+        return build.chosen
+
     def number(self) -> int:
         """A number that no build has or will have: for a candidate that is no model."""
         return next(self._numbers)
 
-    async def make(self, version: Version, wish: Wish, borrow: Borrow | None) -> Build:
-        """A build of `version`. Quantised weights are made where they are wished, in memory that `borrow` holds; with
-        None they are only looked at. Raises ModelOpsError where it cannot be served."""
+    async def make(self, version: Version, wish: Wish, borrow: Borrow | None, chosen: Version | None = None) -> Build:
+        """A build of `version` with the adapters that answer beside it, of which `chosen` is to be one. Quantised
+        weights are made where they are wished, in memory that `borrow` holds; with None they are only looked at. Raises
+        ModelOpsError where it cannot be served."""
         async with self._served(version, wish, borrow) as file:
-            return await self._make(version, wish, replace(version, file=file))
+            while True:
+                adapters = await self._adapters.beside(version, chosen)
+                try:
+                    return await self._make(version, wish, replace(version, file=file), adapters, chosen)
+                except ModelOpsError:  # if not of an adapter that was removed just now, it is of the model
+                    if await asyncio.to_thread(lambda: all(map(self._adapters.there, adapters))):  # noqa: B023
+                        raise
 
     @contextlib.asynccontextmanager
     async def _served(self, version: Version, wish: Wish, borrow: Borrow | None) -> AsyncIterator[Path]:
@@ -74,16 +101,20 @@ class Builds:
             async with self._quantised.look(version) as file:
                 yield file
 
-    async def _make(self, version: Version, wish: Wish, served: Version) -> Build:
+    async def _make(
+        self, version: Version, wish: Wish, served: Version, adapters: tuple[Version, ...], chosen: Version | None
+    ) -> Build:
         gpus = [device for device in self._machine.devices() if device.device != HOST]
-        tuned = await asyncio.to_thread(tune, served, wish, self._settings, self._machine.cores, gpus=bool(gpus))
+        cores, settings = self._machine.cores, self._settings
+        tuned = await asyncio.to_thread(tune, served, wish, settings, cores, gpus=bool(gpus), adapters=adapters)
         kind = "gpu" if tuned.need.driver else "cpu"
         if gpus:  # what the estimate is of: all of it on the largest GPU, or all of it in RAM
             largest = max(gpus, key=lambda device: device.total)
             units = len(tuned.need.units) if kind == "gpu" else 0
             split = tuple(units if device is largest else 0 for device in gpus)
             tuned = replace(tuned, spec=laid_out(tuned.spec, Layout({}, split), [device.uuid for device in gpus]))
-        estimate = await self._estimates.estimate(tuned.spec, tuned.header, tuned.need, kind)
+        estimate = await self._estimates.estimate(replace(tuned.spec, adapters=()), tuned.header, tuned.bare, kind)
+        estimate = with_adapters(estimate, tuned.bare, tuned.need)
         extra, driver = estimate.total - tuned.need.total, estimate.need.driver
         smaller = [[(way, need.corrected(extra, driver)) for way, need in group] for group in tuned.alternatives]
         number = next(self._numbers)
@@ -92,9 +123,10 @@ class Builds:
             wants=Wants(estimate.need, wish.offloaded, tuple(map(tuple, smaller))),
             slots=tuned.spec.slots,
             reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
-            recipe=(version.number, wish),
+            recipe=(version.number, wish, tuple((adapter.model_name, adapter.number) for adapter in adapters)),
         )
-        build = self._known[number] = Build(version, wish, tuned, estimate, candidate, kind)
+        build = Build(version, wish, tuned, estimate, candidate, kind, adapters, chosen)
+        self._known[number] = build
         return build
 
     def keep(self, used: Collection[int]) -> None:

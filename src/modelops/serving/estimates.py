@@ -129,8 +129,28 @@ def choose(
     )
 
 
+def with_adapters(bare: Estimate, computed: Need, need: Need) -> Estimate:
+    """The estimate of an engine with adapters, from the `bare` one of the same without: of that `computed` is what the
+    formula gives it, and `need` with them.
+
+    What is asked and measured is kept without adapters: it is the same with others.
+    """
+    more = need.total - computed.total
+
+    def beside(size: int | None) -> int | None:
+        return None if size is None else size + more
+
+    return replace(
+        bare,
+        need=need.corrected(bare.need.total - computed.total, bare.need.driver),
+        computed=bare.computed + more,
+        projected=beside(bare.projected),
+        measured=beside(bare.measured),
+    )
+
+
 def settings_key(spec: EngineSpec) -> str:
-    """Everything of `spec` that memory depends on, but for the file."""
+    """Everything of `spec` that memory depends on, but for its file and those of its adapters."""
     engine = spec.executable or f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     return json.dumps(
         [

@@ -117,6 +117,7 @@ def need(
     """
     context = _padded(context_length)
     step = min(batch_size, batch_size if whole else _LARGEST_STEP, context * slots)
+    loras = sum(adapter.weight_bytes for adapter in adapters)
     caches = [_cache(layer, slots, context, step, cache_type) for layer in header.blocks]
     states = [layer.state * slots for layer in header.blocks]
     windowed = sum(size for layer, size in zip(header.blocks, caches, strict=True) if layer.window)
@@ -133,11 +134,16 @@ def need(
         "process": _process(header, slots),
         "driver": _DRIVER_RAM_BYTES + DRIVER_LIBRARY_BYTES if on_gpu else 0,
         "state copies": first_copies,
-        "lora": sum(adapter.weight_bytes for adapter in adapters),
+        "lora": loras,
         "context checkpoints": checkpoints * (windowed + sum(states)) - first_copies,
         "prompt cache": cache_ram_mb * MB,
     }
-    layers = [layer.weights + cache + state for layer, cache, state in zip(header.blocks, caches, states, strict=True)]
+    # An adapter lies where the layers lie that it changes; it changes each about as much as any other.
+    beside = loras // max(1, len(header.blocks))
+    layers = [
+        layer.weights + cache + state + beside
+        for layer, cache, state in zip(header.blocks, caches, states, strict=True)
+    ]
     return Need(
         layers=tuple(layers),
         output=header.output_bytes,

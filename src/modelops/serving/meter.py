@@ -31,6 +31,10 @@ class Meter:
         tally = self._tallies[model]
         tally.ended += tally.running.pop(ticket)()
 
+    def of(self, model: str) -> tuple[Usage, int]:
+        """All that the model has taken, and how many of its requests are answered now."""
+        return self.total(model), len(self._tallies[model].running)
+
     def total(self, model: str) -> Usage:
         """All that the model has taken."""
         tally = self._tallies[model]

@@ -1,7 +1,6 @@
-"""The only writer of what is loaded: feeds the scheduler, performs its effects, owns the engines.
+"""The only writer of what is loaded: what callers want of it, and what anybody may look at.
 
-Every change goes through `_dispatch`, a plain function on the event loop's thread: where there is no `await` there is
-no interleaving, so there is no lock. Everybody else asks for a lease, or reads a frozen view for display.
+Everybody else asks for a lease, or reads a frozen view for display. How it is done is `engine_room`'s.
 """
 
 from __future__ import annotations
@@ -9,86 +8,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from modelops.api.errors import (
     Conflict,
     DeadlineExceeded,
-    InternalError,
     ModelOpsError,
+    NotFound,
     shutting_down,
 )
 from modelops.engines.base import EngineBroke
-from modelops.engines.llama_cpp import Engine
 from modelops.metrics import Metrics
-from modelops.metrics.families import EVICTIONS, LOAD_DURATION, LOAD_FAILURES, QUEUE_WAIT, SWAP_DURATION
-from modelops.serving.admission import Bounds
-from modelops.serving.builds import Build, Builds
+from modelops.metrics.families import QUEUE_WAIT, SWAP_DURATION
+from modelops.serving.adapting import Adapting
+from modelops.serving.builds import Build
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
+from modelops.serving.engine_room import EngineRoom, Remember
 from modelops.serving.estimates import Estimates
 from modelops.serving.events import (
     ANYBODY,
-    BEGINNERS,
-    NO_ROOM,
     Ask,
     Candidate,
     Close,
-    Drain,
-    Effect,
-    Event,
-    Exited,
-    Grant,
-    Grown,
     Load,
-    Loaded,
-    LoadFailed,
-    Refuse,
     Register,
     Residency,
-    Residents,
-    Revoke,
-    Room,
     Share,
-    Start,
-    Stop,
-    Stopped,
     Swap,
     Unload,
-    Wake,
 )
-from modelops.serving.memory import Need
+from modelops.serving.loans import Loan
 from modelops.serving.meter import Meter
-from modelops.serving.placement import HOST, MB, Bill, Layout, Plan, Wants
+from modelops.serving.placement import Bill, Plan
 from modelops.serving.quantised import Quantised
-from modelops.serving.running import Running, room
-from modelops.serving.scheduler import Scheduler
+from modelops.serving.running import Running
 from modelops.serving.state import Model
-from modelops.serving.tuning import laid_out
-from modelops.serving.turns import Turns
-from modelops.serving.views import Lease, View, view_of
+from modelops.serving.views import Lease, View, adapter_view, view_of
 from modelops.serving.wishes import Wish
 from modelops.settings import Settings
-from modelops.tasks import Tasks
 from modelops.tracing import NO_SPAN, Span, acting_for, current, part
 
-log = logging.getLogger(__name__)
 
-#: Longest wait at the end for answers that were cut short to tell their callers.
-_LAST_WORDS_S = 1.0
-#: Longest wait for a GPU to show the memory of a process that is gone: drivers lag.
-_SHOWN_FREE_S = 5.0
-_SHOWN_FREE_POLL_S = 0.02
-#: Told which models a restart has to load again: the name, and how it was wished; None: not any more. What it returns
-#: is done when that is written.
-Remember = Callable[[str, Wish | None], asyncio.Task[None] | None]
-
-
-class Pool:
+class Pool(EngineRoom):
     """Loads, serves and unloads the catalog's models."""
 
     def __init__(
@@ -102,34 +67,15 @@ class Pool:
         runtime_dir: Path,
         remember: Remember = lambda name, wish: None,
     ) -> None:
-        self._settings = settings
-        self._catalog = catalog
-        self._machine = machine
-        self._estimates = estimates
-        self._metrics = metrics
+        super().__init__(settings, catalog, machine, quantised, estimates, metrics, runtime_dir, remember)
         self._meter = Meter()
-        self._runtime_dir = runtime_dir
-        self._remember = remember
-        self._noting: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._tasks = Tasks("pool")
-        self._scheduler = Scheduler(
-            Bounds(settings.models.max_queue, settings.models.max_queued_tokens),
-            autoload=settings.models.autoload,
-            budget=settings.memory.budget_mb * MB,
-            cpu_layers=settings.memory.cpu_layers,
-        )
-        self._builds = Builds(settings.engine, machine, quantised, estimates)
-        self._running: dict[int, Running] = {}
-        self._waiting: dict[int, asyncio.Future[int]] = {}
-        self._spans: dict[int, Span] = {}  # of those that wait
-        self._asking: dict[int, ModelOpsError | None] = {}  # requests, and why their slot was taken away
-        self._wishes: dict[str, Wish] = {}  # of what was loaded: how its name is loaded again
         self._tickets = itertools.count(1)
-        self._numbers = itertools.count(1)
-        self._timers: dict[tuple[str, type], asyncio.TimerHandle] = {}
-        self._turns = Turns(machine.cores, self._pause)
-        self._idle: asyncio.Event | None = None
+        self.adapting = Adapting(catalog, self.adapters, self, settings.models.max_queue)
+
+    async def close(self) -> None:
+        """Stop every engine; nothing of them is left when it returns. What is still in flight is told why it ends."""
+        await self.adapting.close()
+        await super().close()
 
     # --- what callers want ---
     @contextlib.asynccontextmanager
@@ -144,7 +90,8 @@ class Pool:
         answer_tokens: int = 0,
         span: Span = NO_SPAN,
     ) -> AsyncIterator[Lease]:
-        """A slot of `name`'s engine until the context is left; loads the model where that is needed and allowed.
+        """A slot of `name`'s engine until the context is left; loads the model where that is needed and allowed. Of an
+        adapter that is its model's engine, as soon as it holds the adapter.
 
         `deadline` is on the loop's clock; `keep_alive_s` holds once the request has ended, negative for ever, None as
         the model's own. `share` says whose the request is; `prompt_bytes` (of UTF-8) and `answer_tokens` (at most) how
@@ -155,38 +102,63 @@ class Pool:
         ticket = next(self._tickets)
         closing: Close | None = None
         self._asking[ticket] = None
+        adapter = self._catalog.active(name) if self._catalog.is_adapter(name) else None
+        model = adapter.engine_name if adapter else name  # whose engine it is
         residency = None if keep_alive_s is None else Residency(keep_alive_s if keep_alive_s >= 0 else None)
-        ask = Ask(ticket, name, residency, share, prompt_bytes, answer_tokens)
+        ask = Ask(ticket, model, residency, share, prompt_bytes, answer_tokens)
         try:
             try:
                 with part(span, "queue", {"modelops.model": name}) as waiting, acting_for(waiting):
-                    await self._prepare(name, deadline)
-                    closing = Close(ticket, name)
-                    number = await self._wait(ticket, ask, deadline, f"waiting for a slot of '{name}'")
+                    while True:
+                        if adapter:
+                            await self.adapting.held(name, deadline)
+                        await self._prepare(model, deadline)
+                        closing = Close(ticket, model)
+                        number = await self._wait(ticket, ask, deadline, f"waiting for a slot of '{name}'")
+                        if why := self._asking[ticket]:
+                            raise why
+                        running = self._running.get(number)
+                        index = self._index(running, adapter)
+                        if adapter is None or running is None or index is not None:
+                            break
+                        self._dispatch(closing)  # an engine without the adapter: asked again when there is one with it
+                        closing = None
             finally:  # also of those who never got one
-                self._metrics.observe(QUEUE_WAIT, time.perf_counter() - began, name)
-            if why := self._asking[ticket]:
-                raise why
-            running = self._running.get(number)
+                waited_for = name if self._catalog.knows(name) else model
+                self._metrics.observe(QUEUE_WAIT, time.perf_counter() - began, waited_for)
             if running is None:  # it ended between the grant and our turn
-                raise EngineBroke(f"the engine of '{name}' ended; try again", "its engine ended")
+                raise EngineBroke(f"the engine of '{model}' ended; try again", "its engine ended")
             running.last_used_at = datetime.now(UTC)
-            expected = self._scheduler.models[name].pace.prompt_tokens(prompt_bytes)
-            lease = Lease(running.build.version, running.engine, lambda: self._asking[ticket], expected)
+            expected = self._scheduler.models[model].pace.prompt_tokens(prompt_bytes)
+            version = running.build.version if index is None else running.adapters[index]
+            lease = Lease(version, running.engine, lambda: self._asking[ticket], expected, index)
             self._meter.began(name, ticket, lambda: lease.usage)
             try:
                 yield lease
             finally:
                 self._meter.ended(name, ticket)
-                closing = Close(ticket, name, lease.outcome, lease.usage)
+                closing = Close(ticket, model, lease.outcome, lease.usage)
             self._measure(ticket)
         finally:
             del self._asking[ticket]
             if closing is not None:
                 self._dispatch(closing)
 
+    def _index(self, running: Running | None, adapter: Version | None) -> int | None:
+        """The number that the engine has for the adapter: in the version that was active when it was asked for, or
+        one that is now."""
+        if running is None or adapter is None:
+            return None
+        name = adapter.model_name
+        active = self._catalog.active(name).number if self._catalog.is_adapter(name) else adapter.number
+        return running.adapter(name, {adapter.number, active})
+
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
-        """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …"""
+        """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …
+
+        An adapter is loaded with its model."""
+        if version.base:
+            return await self.adapting.load(version, wish, deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 ticket = await self._begin_load(version, wish)
@@ -198,6 +170,8 @@ class Pool:
 
     async def start_load(self, version: Version, wish: Wish) -> View:
         """Begin to load `version` and return at once; the view tells the rest. Refusals are raised as in `load`."""
+        if version.base:
+            return await self.adapting.start_load(version, wish)
         ticket = await self._begin_load(version, wish)
         future = self._waiting[ticket] = self._loop.create_future()
         self._spans[ticket] = current()
@@ -208,6 +182,16 @@ class Pool:
         await self._noted()
         return self.view(version.model_name)
 
+    async def activate(self, version: Version, *, drain_first: bool, deadline: float) -> None:
+        """Let `version` answer for its name from now on; where that is loaded, as `swap` does."""
+        name = version.model_name
+        if version.base:
+            await self.adapting.activate(version, drain_first=drain_first, deadline=deadline)
+            return
+        if self.resident(name) and self.view(name).version.number != version.number:
+            await self.swap(version, drain_first=drain_first, deadline=deadline)
+        await self._catalog.activate(version)
+
     async def swap(self, version: Version, *, drain_first: bool, deadline: float) -> View:
         """Serve the loaded model by `version` from now on, without a failed request; it is wished as the present one.
 
@@ -216,7 +200,7 @@ class Pool:
         Raises Conflict where the model is not loaded, InsufficientMemory where both do not fit.
         """
         name, began = version.model_name, time.perf_counter()
-        running = self._current(name)
+        running = self.current(name)
         if running is None:
             raise Conflict(f"'{name}' is not loaded")
         try:
@@ -237,12 +221,32 @@ class Pool:
         return self.view(name)
 
     async def _swap(self, event: Swap, version: Version, began: float) -> None:
+        while self.adapting.following(event.model) and not self.at_rest(event.model):
+            await self.turned()
         await self._wait(event.ticket, event, None, f"activating '{event.model}' {version.label}")
         self._metrics.observe(SWAP_DURATION, time.perf_counter() - began, event.model)
         await self._catalog.activate(version)
 
+    async def exchange(self, name: str, running: Running, chosen: Version | None, *, drain_first: bool) -> bool:
+        """Let the active version of the model `name` be served, in the place of `running`, by an engine with the
+        adapters that there are now, of which `chosen` is to be one and active from then on.
+
+        False: something else became of the model before that began. Raises as `swap`.
+        """
+        began, version = time.perf_counter(), self._catalog.active(name)
+        build = await self._build(version, running.build.wish, chosen)
+        await asyncio.to_thread(self._catalog.version, name, version.label)  # it may have been replaced meanwhile
+        if not self.at_rest(name) or self.current(name) is not running:
+            return False
+        ticket = next(self._tickets)
+        event = Swap(ticket, name, build.candidate, _residency(build.wish, self._settings), drain_first)
+        await self._wait(ticket, event, None, f"waiting for the adapters of '{name}'")
+        self._metrics.observe(SWAP_DURATION, time.perf_counter() - began, name)
+        return True
+
     async def unload(self, name: str, *, force: bool, deadline: float) -> int:
         """Unload `name` and return the bytes given back, after its requests in flight unless `force`."""
+        self.adapting.refuse_unload(name)
         model = self._scheduler.models.get(name)
         if model is None or (model.phase == "available" and model.breaker.until is None):
             self._catalog.active(name)
@@ -262,24 +266,34 @@ class Pool:
         return {build.version.number for build in map(self._builds.get, builds) if build}
 
     @contextlib.asynccontextmanager
-    async def borrow(self, name: str, size: int) -> AsyncIterator[None]:
-        """Hold `size` bytes of RAM for what is no model, called `name`; idle models may go for it.
+    async def borrow(self, name: str, size: int, on_gpu: int = 0) -> AsyncIterator[Loan]:
+        """Hold `size` bytes of RAM, and `on_gpu` of one GPU, for what is no model, called `name`; idle models may go
+        for it.
 
         Raises InsufficientMemory.
         """
-        number = self._builds.number()
-        wants = Wants(Need(layers=(), output=0, tied=0, host=size, compute=0, parts={name: size}), gpu_layers=0)
-        loan = f"{name} #{number}"  # two may be for the same thing
-        self._dispatch(Register(loan, Candidate(build=number, wants=wants, slots=0), Residency(pinned=True)))
+        loan, number = Loan(size, on_gpu), self._builds.number()
+        title = f"{name} #{number}"  # two may be for the same thing
+        candidate = Candidate(build=number, wants=loan.wants(name), slots=0)
+        self._loans[title] = loan
+        self._dispatch(Register(title, candidate, Residency(pinned=True)))
         ticket, longest = next(self._tickets), self._loop.time() + self._settings.server.request_timeout_s
         try:
-            await self._wait(ticket, Load(ticket, loan), longest, f"waiting for the memory of {name}")
-            yield
+            await self._wait(ticket, Load(ticket, title), longest, f"waiting for the memory of {name}")
+            yield loan
         finally:
-            self._dispatch(Unload(next(self._tickets), loan, force=True))
+            self._dispatch(Unload(next(self._tickets), title, force=True))
+            del self._loans[title]
+
+    def preview_loan(self, name: str, size: int, on_gpu: int = 0) -> Plan | Bill:
+        """What `borrow` would do now; nothing is done."""
+        candidate = Candidate(build=self._builds.number(), wants=Loan(size, on_gpu).wants(name), slots=0)
+        return self._scheduler.books.preview(candidate, name, self._loop.time(), self._room())
 
     async def preview(self, version: Version, wish: Wish) -> tuple[Build, Plan | Bill]:
-        """What loading `version` would do now; nothing is done."""
+        """What loading `version` would do now; nothing is done. Of an adapter: what loading its model would."""
+        if version.base:
+            version = await self.adapters.base(version)
         build = await self._builds.make(version, wish, None)
         return build, self._scheduler.books.preview(
             build.candidate, version.model_name, self._loop.time(), self._room()
@@ -289,10 +303,16 @@ class Pool:
     def view(self, name: str) -> View:
         """The model as it stands. Raises NotFound."""
         version = self._catalog.active(name)
+        if version.base:
+            base = version.engine_name
+            if not self._catalog.knows(base):
+                return View(version, "available", base=base)
+            coming = self.adapting.following(base)
+            return adapter_view(version, self.view(base), self.current(base), self._meter.of(name), coming=coming)
         model = self._scheduler.models.get(name)
         if model is None:
             return View(version, "available")
-        running = self._current(name)
+        running = self.current(name)
         if running:
             version = self._catalog.known(running.build.version)
         usage = self._meter.total(name)
@@ -300,12 +320,15 @@ class Pool:
 
     def resident(self, name: str) -> bool:
         """Whether `name` is loaded, or on its way to be, or to go."""
-        model = self._scheduler.models.get(name)
+        model = self._scheduler.models.get(self._engine_name(name))
         return model is not None and model.phase not in ("available", "failed")
 
     def wish(self, name: str) -> Wish | None:
         """How `name` was wished when it was last loaded; None if it never was."""
-        return self._wishes.get(name)
+        return self._wishes.get(self._engine_name(name))
+
+    def _engine_name(self, name: str) -> str:
+        return self._catalog.active(name).engine_name if self._catalog.is_adapter(name) else name
 
     def views(self) -> list[View]:
         """Every registered model as it stands, by name."""
@@ -319,164 +342,6 @@ class Pool:
                 held[device] = held.get(device, 0) + size
         return held
 
-    # --- the end ---
-    async def drain(self, seconds: float) -> None:
-        """Refuse new requests, and wait until the accepted ones have ended, `seconds` at most."""
-        self._dispatch(Drain())
-        deadline = self._loop.time() + seconds
-        while self._busy() and (left := deadline - self._loop.time()) > 0:
-            self._idle = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._idle.wait()
-
-    async def close(self) -> None:
-        """Stop every engine; nothing of them is left when it returns. What is still in flight is told why it ends."""
-        self._dispatch(Drain())
-        gone = shutting_down()
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(gone)
-        self._asking = dict.fromkeys(self._asking, gone)
-        await self._tasks.close()
-        for timer in self._timers.values():
-            timer.cancel()
-        self._turns.end()
-        await asyncio.gather(*(running.engine.stop() for running in self._running.values()))
-        await self.drain(_LAST_WORDS_S)
-        self._turns.end()
-
-    # --- the one writer ---
-    def _dispatch(self, event: Event) -> None:
-        for effect in self._scheduler.on(event, self._loop.time(), self._room_for(event)):
-            self._perform(effect)
-        self._turns.busy(
-            {
-                number: running.build.tuned.spec.threads
-                for number, running in self._running.items()
-                if (engine := self._scheduler.engines.get(number)) and engine.active and not running.layout.gpu_layers
-            }
-        )
-        if self._idle and not self._busy():
-            self._idle.set()
-
-    def _perform(self, effect: Effect) -> None:
-        match effect:
-            case Grant(ticket, engine):
-                if (future := self._waiting.get(ticket)) and not future.done():
-                    future.set_result(engine)
-            case Refuse(ticket, error):
-                if (future := self._waiting.get(ticket)) and not future.done():
-                    future.set_exception(error)
-            case Revoke(ticket, error):
-                self._asking[ticket] = error
-            case Start(name, number, chosen, layout):
-                if (build := self._builds.get(chosen)) is None:  # a loan: memory without an engine
-                    self._loop.call_soon(self._dispatch, Loaded(name, number, {}))
-                    return
-                running = self._running[number] = self._prepared(build, layout)
-                running.starting = self._tasks.start(
-                    f"load {name}", self._start(name, number, running, self._beginner(name))
-                )
-            case Stop(name, number, why, reason):
-                if number in self._running:  # or it is a loan, or was never started
-                    self._metrics.count(EVICTIONS, name, reason)
-                self._tasks.start(f"unload {name}", self._stop(name, number, why))
-            case Wake(event, seconds):
-                key = (event.model, type(event))
-                if timer := self._timers.pop(key, None):
-                    timer.cancel()
-                self._timers[key] = self._loop.call_later(seconds, self._dispatch, event)
-            case Residents(name, wanted):
-                if known := self._builds.get(self._scheduler.models[name].candidate.build):
-                    self._noting = self._remember(name, known.wish if wanted else None)
-
-    def _prepared(self, build: Build, layout: Layout) -> Running:
-        uuids = [device.uuid for device in self._machine.devices() if device.device != HOST]
-        spec = laid_out(build.tuned.spec, layout, uuids)
-        return Running(build, layout, Engine(spec, self._runtime_dir / f"{next(self._numbers)}.sock"))
-
-    def _beginner(self, name: str) -> Span:
-        """Of whoever has waited longest for what is loaded now. What comes back after a crash is loaded for nobody,
-        unless somebody asks for the load."""
-        model = self._scheduler.models[name]
-        waiting = model.swaps or [*model.loads, *(() if model.crashes else model.queue)]
-        return self._spans.get(min(waiting, default=0), NO_SPAN)
-
-    async def _start(self, name: str, number: int, running: Running, beginner: Span) -> None:
-        engine, version = running.engine, running.build.version
-        about = {"model": name, "version": version.label}
-        log.info("loading %s %s", name, version.label, extra=about)
-        began = time.perf_counter()
-        try:
-            with part(beginner, f"load {name}", {"modelops.model": name, "modelops.version": version.label}):
-                await engine.start()
-        except ModelOpsError as error:
-            log.warning("loading %s failed: %s", name, error, extra=about)
-            self._failed(name, number, error)
-            return
-        except Exception:
-            log.exception("loading %s failed", name, extra=about)
-            self._failed(name, number, InternalError(f"loading '{name}' failed; the log has the reason"))
-            return
-        running.loaded(datetime.now(UTC))
-        took = time.perf_counter() - began
-        self._metrics.observe(LOAD_DURATION, took, name)
-        log.info("loaded %s in %.1f s", name, took, extra=about | {"seconds": round(took, 3)})
-        self._tasks.start(f"watch {name}", self._watch(name, number, running))
-        self._wishes[name] = running.build.wish
-        try:
-            with contextlib.suppress(Conflict):  # forgotten while it was loaded: it goes with its engine
-                await self._catalog.activate(version)
-        finally:  # it is loaded, whether or not that can be written
-            self._dispatch(Loaded(name, number, running.holds(self._machine.devices())))
-        await self._catalog.digest(version)
-
-    def _failed(self, name: str, number: int, error: ModelOpsError) -> None:
-        if not self._scheduler.engines[number].stopping:  # else Stopped follows, and the record is still needed
-            del self._running[number]
-        self._metrics.count(LOAD_FAILURES, name, error.code)
-        self._dispatch(LoadFailed(name, number, error))
-
-    async def _watch(self, name: str, number: int, running: Running) -> None:
-        ended = await running.engine.exited()
-        engine = self._scheduler.engines.get(number)
-        if engine is None or engine.stopping:
-            return
-        log.warning("the engine of %s %s", name, ended.reason, extra={"model": name, "engine": number})
-        self._dispatch(Exited(name, number, ended.reason))
-
-    async def _stop(self, name: str, number: int, why: str) -> None:
-        running = self._running.get(number)  # none: it was never started
-        try:
-            if running:
-                if running.starting and not running.starting.done():
-                    running.starting.cancel()
-                    await asyncio.wait([running.starting])
-                pids = running.pids | running.engine.pids()
-                await running.engine.stop()
-                await self._shown_free(pids)
-                version = running.build.version.label
-                log.info("unloaded %s %s: %s", name, version, why, extra={"model": name, "version": version})
-        except Exception:
-            # What waits for its memory is told all the same, and looks again.
-            log.exception("unloading %s failed", name, extra={"model": name})
-        self._running.pop(number, None)  # not before it is gone: `close` must find one that is still ending
-        self._dispatch(Stopped(name, number))
-
-    async def _shown_free(self, pids: set[int]) -> None:
-        """Wait until no GPU counts the processes, that are gone, any more."""
-        deadline = self._loop.time() + _SHOWN_FREE_S
-        while any(pids & device.used_by.keys() for device in self._machine.devices()):
-            if self._loop.time() > deadline:
-                log.warning("a GPU still counts the memory of an engine that is gone")
-                return
-            await asyncio.sleep(_SHOWN_FREE_POLL_S)
-
-    def _pause(self, number: int, paused: bool) -> None:
-        if running := self._running.get(number):
-            running.engine.pause() if paused else running.engine.resume()
-
     # --- preparing a load ---
     async def _prepare(self, name: str, deadline: float) -> None:
         """See that the load which a request for `name` may begin is one of the version that is active now."""
@@ -488,6 +353,8 @@ class Pool:
             async with asyncio.timeout_at(deadline):
                 while version is None or self._catalog.active(name).number != version.number:  # another was activated
                     version = await self._catalog.find(name, fetch=True)
+                    if version.base:  # a moment ago there was nothing of that name
+                        raise NotFound(f"there was no model '{name}' when it was asked for; there is now")
                     await self._register(version, self._wishes.get(name) or self._catalog.wish(name))
         except TimeoutError:
             raise DeadlineExceeded(f"the time ran out while looking at the file of '{name}'") from None
@@ -521,46 +388,18 @@ class Pool:
         if model is None or model.phase in ("available", "failed"):
             self._dispatch(Register(name, build.candidate, _residency(wish, self._settings)))
 
-    async def _build(self, version: Version, wish: Wish) -> Build:
+    async def _build(self, version: Version, wish: Wish, chosen: Version | None = None) -> Build:
         models = self._scheduler.models.values()
         used = {model.candidate.build for model in models}
         used |= {engine.candidate.build for engine in self._scheduler.engines.values()}
         self._builds.keep(used | {model.fallback[0].build for model in models if model.fallback})
-        return await self._builds.make(version, wish, self.borrow)
+        return await self._builds.make(version, wish, self.borrow, chosen)
 
     # --- helpers ---
-    async def _wait(self, ticket: int, event: Event, deadline: float | None, what: str) -> int:
-        """Dispatch `event` and wait for its ticket's Grant; the engine's number, where it is a slot that was granted.
-
-        Raises what it was refused with, or DeadlineExceeded.
-        """
-        future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting[ticket], self._spans[ticket] = future, current()
-        try:
-            self._dispatch(event)
-            async with asyncio.timeout_at(deadline):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded(f"the time ran out while {what}") from None
-        finally:
-            del self._waiting[ticket], self._spans[ticket]
-
-    async def _noted(self) -> None:
-        """Wait until the state file holds what a restart has to bring back: nobody is told before that it will."""
-        if self._noting and not self._noting.done():
-            await asyncio.wait([self._noting])
-
     def _forget(self, ticket: int, future: asyncio.Future[int]) -> None:
         del self._waiting[ticket], self._spans[ticket]
         if not future.cancelled():
             future.exception()  # the model's own state tells it
-
-    def _busy(self) -> bool:
-        return any(model.active or model.queued for model in self._scheduler.models.values())
-
-    def _current(self, name: str) -> Running | None:
-        model = self._scheduler.models.get(name)
-        return self._running.get(model.engine.number) if model and model.engine else None
 
     def _held(self, name: str) -> dict[str, int]:
         """Bytes that the ledger holds for all engines of `name`, for each device."""
@@ -570,34 +409,6 @@ class Pool:
                 for device, size in self._scheduler.ledger.reserved.get(engine.number, {}).items():
                     held[device] = held.get(device, 0) + size
         return held
-
-    def _room_for(self, event: Event) -> Room:
-        """The room, looked at only for events that can begin a load."""
-        if not isinstance(event, BEGINNERS):
-            return NO_ROOM
-        if isinstance(event, Ask) and self._scheduler.models[event.model].phase == "loaded":
-            return NO_ROOM
-        return self._room()
-
-    def _room(self) -> Room:
-        return room(self._machine.devices(), self._running, self._settings.memory)
-
-    def _measure(self, ticket: int) -> None:
-        """After its first answer an engine has touched most of what it takes: what that is, the next estimate knows.
-
-        What GPUs hold for it may grow later, too: it is looked at again now and then.
-        """
-        engine = next((engine for engine in self._scheduler.engines.values() if ticket in engine.active), None)
-        running = self._running.get(engine.number) if engine else None
-        if engine is None or running is None or not running.look(self._loop.time()):
-            return
-        devices = self._machine.devices()
-        self._dispatch(Grown(engine.model, engine.number, running.holds(devices)))
-        if not running.measured and (taken := running.taken(devices)):
-            tuned = running.build.tuned
-            measuring = self._estimates.loaded(tuned.spec, tuned.header, tuned.need, taken, running.build.device)
-            self._tasks.start(f"measure {engine.model}", measuring)
-        running.measured = True
 
 
 def _residency(wish: Wish, settings: Settings) -> Residency:

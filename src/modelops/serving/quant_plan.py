@@ -107,7 +107,7 @@ class Plan:
 
     def padding(self, step: Step) -> int:
         """Zero bytes behind the step's tensor."""
-        return _padded(step.nbytes, self.alignment) - step.nbytes
+        return padded(step.nbytes, self.alignment) - step.nbytes
 
 
 def parse(text: str) -> QuantType:
@@ -145,7 +145,7 @@ def plan(parts: Sequence[Part], kind: QuantType) -> Plan:
     return Plan(
         kind=kind,
         parts=tuple(parts),
-        header=_header(first, steps, _TYPES[kind][1], alignment),
+        header=header(first, steps, _TYPES[kind][1], alignment),
         steps=steps,
         alignment=alignment,
         quantised=any(tensor.kind not in _NUMBERS for _, tensor in tensors),
@@ -168,7 +168,7 @@ def _chosen(tensor: Tensor, kind: QuantType, *, tied: bool, eight_experts: bool)
     return wanted
 
 
-def _header(first: Part, steps: Sequence[Step], file_type: int, alignment: int) -> tuple[bytes | range, ...]:
+def header(first: Part, steps: Sequence[Step], file_type: int, alignment: int) -> tuple[bytes | range, ...]:
     """Metadata as in `first`, record by record, but for what says how the weights are stored; then the tensors."""
     ours = {"general.file_type": file_type, "general.quantization_version": _QUANTISATION_VERSION}
     records: list[bytes | range] = []
@@ -184,11 +184,12 @@ def _header(first: Part, steps: Sequence[Step], file_type: int, alignment: int) 
         name, shape = step.tensor.name.encode(), step.tensor.shape
         infos += struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
         infos += struct.pack("<IQ", step.kind, offset)
-        offset += _padded(step.nbytes, alignment)
+        offset += padded(step.nbytes, alignment)
     head = start(VERSIONS[-1], len(steps), len(records))
     written = len(head) + sum(map(len, records)) + len(infos)
-    return (head, *records, bytes(infos), bytes(_padded(written, alignment) - written))
+    return (head, *records, bytes(infos), bytes(padded(written, alignment) - written))
 
 
-def _padded(nbytes: int, alignment: int) -> int:
+def padded(nbytes: int, alignment: int) -> int:
+    """The bytes that so many take in a file."""
     return -(-nbytes // alignment) * alignment

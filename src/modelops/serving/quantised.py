@@ -16,10 +16,11 @@ from modelops.serving import quantising
 from modelops.serving.arrivals import Arrivals, Progress
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.gguf import read_header
+from modelops.serving.loans import Loan
 from modelops.serving.quant_plan import Plan, parse
 
 #: Holds so many bytes of the ledger while the context is open; raises InsufficientMemory.
-Borrow = Callable[[str, int], AbstractAsyncContextManager[None]]
+Borrow = Callable[[str, int], AbstractAsyncContextManager[Loan]]
 
 
 class Quantised:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from modelops.engines.llama_cpp import Engine
 from modelops.serving.builds import Build
+from modelops.serving.catalog import Version
 from modelops.serving.devices import Device
 from modelops.serving.estimates import Taken, unused_bytes
 from modelops.serving.events import Room
@@ -26,6 +27,7 @@ class Running:
     build: Build
     layout: Layout
     engine: Engine
+    adapters: tuple[Version, ...] = ()  # in the order of their numbers: those of its build that were there
     starting: asyncio.Task[None] | None = None
     loaded_at: datetime | None = None
     last_used_at: datetime | None = None
@@ -38,6 +40,13 @@ class Running:
     def loaded(self, now: datetime) -> None:
         """It answers: what it has taken so far is noted."""
         self.loaded_at, self.pids, self.at_load = now, self.engine.pids(), self.engine.taken_bytes()
+
+    def adapter(self, name: str, numbers: Collection[int]) -> int | None:
+        """The number that the engine has for the adapter `name`, in one of those versions; None where it has none."""
+        found = (
+            index for index, held in enumerate(self.adapters) if held.model_name == name and held.number in numbers
+        )
+        return next(found, None)
 
     def look(self, now: float) -> bool:
         """Whether to look at what it takes: after its first answer, and on GPUs every minute that it serves."""
@@ -61,16 +70,21 @@ class Running:
         return held
 
     def taken(self, devices: Sequence[Device]) -> Taken | None:
-        """What it has taken after its first answer; None where that says nothing of the next one like it."""
+        """What it has taken after its first answer, but for adapters; None where that says nothing of the next one like
+        it."""
         layout, need = self.layout, self.build.tuned.need
         if self.build.device == "gpu" and not layout.gpu_layers:
             return None  # it was estimated with a driver that it does without
+        loras = need.total - self.build.tuned.bare.total
+        if loras and (layout.gpu_layers or self.adapters != self.build.adapters):
+            return None  # how much of that is theirs is not known
         shown = sum(self._on_gpus(devices).values())
         units = sum(need.units[len(need.units) - layout.gpu_layers :])
         several = sum(count > 0 for count in layout.split)
         visiting = need.visiting if layout.gpu_layers < len(need.units) else 0
         per_gpu = (shown - units) // several - visiting if shown and several else 0
-        return Taken(self.at_load, self.engine.taken_bytes(), layout.gpu_layers, max(0, per_gpu))
+        answered = self.engine.taken_bytes()
+        return Taken(self.at_load - loras, answered - loras, layout.gpu_layers, max(0, per_gpu))
 
     def _on_gpus(self, devices: Sequence[Device]) -> dict[str, int]:
         pids = self.engine.pids()

@@ -12,6 +12,7 @@ from modelops.engines.llama_cpp import automatic_batch, find_executable
 from modelops.serving import memory
 from modelops.serving.catalog import Version
 from modelops.serving.gguf import Header, read_header
+from modelops.serving.model_files import check
 from modelops.serving.placement import Layout
 from modelops.serving.wishes import Wish
 from modelops.settings import EngineSettings
@@ -22,19 +23,30 @@ _LEAST_CONTEXT = 512
 
 @dataclass(frozen=True)
 class Tuned:
-    """A spec, the header of its file, and the memory that our formula gives it."""
+    """A spec, the header of its file, and the memory that our formula gives it; `bare`: that without its adapters."""
 
     spec: EngineSpec
     header: Header
     need: memory.Need
+    bare: memory.Need
     alternatives: tuple[tuple[tuple[str, memory.Need], ...], ...] = ()
 
 
-def tune(version: Version, wish: Wish, settings: EngineSettings, cores: int, *, gpus: bool = False) -> Tuned:
-    """The spec for `version`. Reads the file's header; raises ModelOpsError where it cannot be served."""
+def tune(
+    version: Version,
+    wish: Wish,
+    settings: EngineSettings,
+    cores: int,
+    *,
+    gpus: bool = False,
+    adapters: Sequence[Version] = (),
+) -> Tuned:
+    """The spec for `version` with `adapters` beside it. Reads the files' headers; raises ModelOpsError where it cannot
+    be served."""
     if not version.file.exists():
         raise NotFound(f"the file of '{version.model_name}' is gone: '{version.shown_path}'")
     header = read_header(version.file)
+    check(header, version.file)
     size = header.file_bytes
     context = wish.context_length or settings.context_length
     threads = settings.threads or cores
@@ -52,7 +64,7 @@ def tune(version: Version, wish: Wish, settings: EngineSettings, cores: int, *, 
         context_length=context,
         threads=threads,
         batch_size=batch,
-        cache_ram_mb=settings.cache_ram_mb,
+        cache_ram_mb=0 if adapters else settings.cache_ram_mb,  # as the engine has it
         gpu_layers=-1,
         load_timeout_s=settings.load_timeout_s + settings.load_timeout_s_per_gb * size / 2**30,
         stop_timeout_s=settings.stop_timeout_s,
@@ -62,9 +74,12 @@ def tune(version: Version, wish: Wish, settings: EngineSettings, cores: int, *, 
         task=task,
         # A generative model pools nothing: asked to embed, it gives the mean of its tokens.
         pooling="mean" if task == "embed" and header.pooling <= 0 else "",
+        adapters=tuple(adapter.file for adapter in adapters),
     )
-    need = need_of(header, spec, on_gpu=on_gpu)
-    return Tuned(spec, header, need, tuple(_smaller(header, spec, need)))
+    loras = [read_header(file) for file in spec.adapters]
+    need = need_of(header, spec, on_gpu=on_gpu, adapters=loras)
+    bare = need_of(header, spec, on_gpu=on_gpu)
+    return Tuned(spec, header, need, bare, tuple(_smaller(header, spec, need, loras)))
 
 
 def laid_out(spec: EngineSpec, layout: Layout, uuids: Sequence[str] = ()) -> EngineSpec:
@@ -83,8 +98,8 @@ def laid_out(spec: EngineSpec, layout: Layout, uuids: Sequence[str] = ()) -> Eng
     return replace(spec, gpus=tuple(uuid for uuid, _ in parts), tensor_split=tuple(count for _, count in parts))
 
 
-def need_of(header: Header, spec: EngineSpec, *, on_gpu: bool = False) -> memory.Need:
-    """What our formula gives `spec`, of which GPUs may take some."""
+def need_of(header: Header, spec: EngineSpec, *, on_gpu: bool = False, adapters: Sequence[Header] = ()) -> memory.Need:
+    """What our formula gives `spec` with `adapters`, of which GPUs may take some."""
     return memory.need(
         header,
         slots=spec.slots,
@@ -95,10 +110,13 @@ def need_of(header: Header, spec: EngineSpec, *, on_gpu: bool = False) -> memory
         checkpoints=spec.context_checkpoints,
         whole=spec.task != "generate",
         on_gpu=on_gpu,
+        adapters=adapters,
     )
 
 
-def _smaller(header: Header, spec: EngineSpec, need: memory.Need) -> list[tuple[tuple[str, memory.Need], ...]]:
+def _smaller(
+    header: Header, spec: EngineSpec, need: memory.Need, adapters: Sequence[Header]
+) -> list[tuple[tuple[str, memory.Need], ...]]:
     """Smaller ways to run the same file, each by one setting that the load's caller can give, and by all of them."""
     contexts = _halves(spec.context_length, _LEAST_CONTEXT)
     groups: list[list[tuple[str, EngineSpec]]] = [
@@ -114,7 +132,9 @@ def _smaller(header: Header, spec: EngineSpec, need: memory.Need) -> list[tuple[
         ],
     ]
     on_gpu = need.driver > 0
-    found = [[(name, need_of(header, way, on_gpu=on_gpu)) for name, way in group] for group in groups]
+    found = [
+        [(name, need_of(header, way, on_gpu=on_gpu, adapters=adapters)) for name, way in group] for group in groups
+    ]
     return [tuple((name, less) for name, less in group if less.total < need.total) for group in found]
 
 

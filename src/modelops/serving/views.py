@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelops.api.errors import ModelOpsError
 from modelops.api.types import ModelStatus
 from modelops.engines.base import EngineBroke, Piece, Prompt
 from modelops.engines.llama_cpp import Engine
+from modelops.engines.scores import TokenScore
 from modelops.serving.breaker import Breaker, Reading
 from modelops.serving.catalog import Version
 from modelops.serving.events import Outcome, Usage
@@ -61,6 +62,7 @@ class View:
     layout: Layout | None = None  # of its engine
     predicted: int = 0
     measured: int = 0
+    base: str = ""  # of an adapter: the model whose engine serves it, and to whom slots, queue and breaker belong
     usage: Usage = field(default_factory=Usage)
     used: bool = False
 
@@ -106,6 +108,39 @@ def view_of(
     )
 
 
+def adapter_view(
+    version: Version, base: View, running: Running | None, used: tuple[Usage, int], *, coming: bool
+) -> View:
+    """The view of an adapter, of which `version` is active, beside its model, which `running` serves. `used` is what
+    its requests took, and how many there are; `coming`: the engine is about to get other adapters."""
+    usage, active = used
+    holds = running is not None and running.adapter(version.model_name, [version.number]) is not None
+    status: ModelStatus = base.status
+    if not holds and status in ("loaded", "unloading"):
+        status = "loading" if coming and version.base == base.version.digest else "available"
+    elif not holds and version.base != base.version.digest:
+        status = "available"
+    seen = holds and status == "loaded"
+    return View(
+        version=version,
+        status=status,
+        gpu_layers=base.gpu_layers if seen else 0,
+        context_length=base.context_length if seen else 0,
+        slots=base.slots if seen else 0,
+        cache_type=base.cache_type if seen else "",
+        loaded_at=base.loaded_at if seen else None,
+        expires_at=base.expires_at if seen else None,
+        pinned=base.pinned and seen,
+        active=active,
+        message=base.message if status != "available" else "",
+        engine_pid=base.engine_pid if seen else 0,
+        layout=base.layout if seen else None,
+        base=base.version.model_name,
+        usage=usage,
+        used=usage.total > 0 or active > 0,
+    )
+
+
 def _rests(breaker: Breaker, now: float) -> str:
     match breaker.state(now):
         case "open":
@@ -120,13 +155,15 @@ def _rests(breaker: Breaker, now: float) -> str:
 class Lease:
     """A slot of a loaded model, held from admission to the last byte. `version` is the one that answers.
 
-    It notes what becomes of its request, and what that takes. `prompt_tokens`: how many the prompt is expected to have.
+    It notes what becomes of its request, and what that takes. `prompt_tokens`: how many the prompt is expected to have;
+    `adapter`: the number that the engine has for the adapter which answers, None where none does.
     """
 
     version: Version
     engine: Engine
     revoked: Callable[[], ModelOpsError | None]
     prompt_tokens: int = 0
+    adapter: int | None = None
     outcome: Outcome = field(default_factory=Outcome)
     _read: int = 0  # of the prompt, as the engine told
     _answered: int = 0
@@ -150,7 +187,8 @@ class Lease:
         """
         read, answered = self._read, self._answered
         with self._noted():
-            async with contextlib.aclosing(self.engine.generate(prompt)) as pieces:
+            asked = replace(prompt, adapter=self.adapter)
+            async with contextlib.aclosing(self.engine.generate(asked)) as pieces:
                 async for piece in pieces:
                     self._read = max(self._read, read + piece.prompt_tokens)
                     # Without the engine's own count, which comes last, each part is one token or more.
@@ -171,6 +209,24 @@ class Lease:
             scores, self._read = await self.engine.rerank(query, documents)
             self.outcome = Outcome("answered")
             return scores, self._read
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """The tokens of `text`: see `Engine.tokenize`."""
+        with self._noted():
+            return await self.engine.tokenize(text, special=special)
+
+    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template of `messages`, and of the beginning of the answer."""
+        with self._noted():
+            return await self.engine.render(messages)
+
+    async def score(self, prompt: Sequence[int], answer: Sequence[int]) -> list[TokenScore]:
+        """How probable each token of `answer` is behind all before it: see `Engine.score`."""
+        with self._noted():
+            scores = await self.engine.score(prompt, answer, self.adapter)
+            self._read = len(prompt) + len(answer)  # an answer is what the model says, and it says nothing
+            self.outcome = Outcome("answered")
+            return scores
 
     @contextlib.contextmanager
     def _noted(self) -> Iterator[None]:
