@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import tiny_llama
 from modelops import settings
 from modelops.serving import sources
-from support import Served, serving
+from support import Served, need_packages, serving
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,19 @@ def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A coordinator with the model `smollm2` loaded, for tests that leave it as they found it."""
     with serving(tmp_path_factory.mktemp("served"), links=[("smollm2", smollm2)], load=["smollm2"]) as running:
         yield running
+
+
+#: What the extra `learning` brings.
+_LEARNING = ("torch", "transformers", "peft", "trl", "datasets", "safetensors")
+
+
+@pytest.fixture(scope="session")
+def learning() -> None:
+    """For a test that needs the extra: it is installed, or the test is skipped."""
+    need_packages(*_LEARNING)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is trained in a second."""
+    return tiny_llama.write(tmp_path_factory.mktemp("models") / "tiny.gguf")

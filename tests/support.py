@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -25,14 +26,24 @@ FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def need(program: str) -> str:
-    """The path of `program`; without it the test is skipped, or fails where FORBID_SKIPPED_TESTS is set."""
+def need(program: str, folders: Sequence[Path] = ()) -> str:
+    """The path of `program`, looked for in `folders` too; without it the test is skipped, or fails where
+    FORBID_SKIPPED_TESTS is set."""
     import shutil
 
-    found = shutil.which(program)
+    found = shutil.which(program, path=os.pathsep.join([os.environ["PATH"], *map(str, folders)]))
     if found:
         return found
-    message = f"the program '{program}' is not installed"
+    _skip(f"the program '{program}' is not installed")
+
+
+def need_packages(*names: str) -> None:
+    """Packages that `make install-learning` installs; without one of them the test is skipped, or fails as above."""
+    if missing := [name for name in names if not importlib.util.find_spec(name)]:
+        _skip(f"{', '.join(missing)} not installed: make install-learning")
+
+
+def _skip(message: str) -> NoReturn:
     if os.environ.get("FORBID_SKIPPED_TESTS"):
         pytest.fail(message)
     pytest.skip(message)

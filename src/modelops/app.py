@@ -23,6 +23,7 @@ import modelops
 from modelops.api.errors import AlreadyLoaded, ModelOpsError
 from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
+from modelops.learning.assembly import Learning
 from modelops.metrics import Metrics
 from modelops.metrics.families import LOOP_LAG
 from modelops.service import Call, Coordinator, Parts
@@ -39,6 +40,7 @@ from modelops.serving.sources import Policy
 from modelops.settings import ModelEntry, Settings, SettingsError, load_catalogue
 from modelops.store.database import open_database
 from modelops.store.estimates import EstimateQueries
+from modelops.store.jobs import JobQueries
 from modelops.store.keys import KeyQueries
 from modelops.store.models import ModelQueries
 from modelops.store.residents import ResidentQueries
@@ -68,6 +70,7 @@ class Running:
     coordinator: Coordinator
     pool: Pool
     residents: Residents
+    learning: Learning
     rest: RestServer
     grpc: GrpcServer
     zmq: ZmqServer
@@ -105,7 +108,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         pool = Pool(settings, catalog, machine, quantised, estimates, metrics, runtime_dir, residents.remember)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(arrivals.close)
-        parts = Parts(settings, catalog, machine, pool, arrivals, quantised, callers, metrics, tracing)
+        learning = Learning(settings, JobQueries(database), catalog, pool, machine, metrics, runtime_dir)
+        stack.push_async_callback(learning.close)
+        jobs = learning.jobs
+        parts = Parts(settings, catalog, machine, pool, arrivals, quantised, callers, metrics, tracing, jobs)
         coordinator = Coordinator(parts)
         stack.callback(coordinator.close)
         watching = Tasks("watch")
@@ -115,6 +121,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         rest = RestServer(coordinator, listening, server.rest_port)
         grpc = GrpcServer(coordinator, listening, server.grpc_port)
         zmq = ZmqServer(coordinator, listening, server.zmq_port)
+        await learning.clear()
         transports = (("rest", rest), ("grpc", grpc), ("zmq", zmq))
         for _, transport in transports:
             stack.push_async_callback(transport.stop)  # of all, before any starts: where one fails, the rest end too
@@ -128,11 +135,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             watching.start("certificate", _keep_fresh(listening.certificate))
         rows = await residents.queries.all() if settings.models.restore else []
         residents.restore(catalog, pool, rows)
+        watching.start("learning", _begin(residents, learning))
         try:
-            yield Running(coordinator, pool, residents, rest, grpc, zmq)
+            yield Running(coordinator, pool, residents, learning, rest, grpc, zmq)
         finally:
             coordinator.draining = True
             await grpc.drain()
+            await learning.close()  # what is under way goes back to the queue, before its engines and leases end
             await arrivals.close()
             await pool.close()  # both before the transports: through them, what is cut short is told so
 
@@ -167,17 +176,24 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
         )
         parts.coordinator.draining = True  # who asks for readiness is told first
         await parts.grpc.drain()
-        draining = tasks.start("drain", _drain(parts.pool, settings))
+        draining = tasks.start("drain", _drain(parts, settings))
         hurrying = tasks.start("hurry", at_once.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         await tasks.close()
 
 
-async def _drain(pool: Pool, settings: Settings) -> None:
+async def _drain(parts: Running, settings: Settings) -> None:
     """Finish what was accepted; whoever asks meanwhile is refused, and so knows before its connection is closed."""
     noticed = asyncio.get_running_loop().time() + settings.server.drain_notice_s
-    await pool.drain(settings.server.drain_s)
+    await parts.learning.close()  # it goes on after the restart
+    await parts.pool.drain(settings.server.drain_s)
     await asyncio.sleep(max(0.0, noticed - asyncio.get_running_loop().time()))
+
+
+async def _begin(residents: Residents, learning: Learning) -> None:
+    """Learning takes its memory after the models that were there before."""
+    await residents.begun()
+    await learning.start()
 
 
 async def _watch_loop(metrics: Metrics) -> None:

@@ -28,7 +28,20 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Level = Literal["debug", "info", "warning", "error"]
 #: What can have a level of its own: our parts, `requests` (a line for each call) and `engine` (what engines themselves
 #: write); beside these `engine.NAME`, the engines of one model.
-AREAS = ("app", "cli", "tasks", "transports", "service", "serving", "engines", "store", "tracing", "requests", "engine")
+AREAS = (
+    "app",
+    "cli",
+    "tasks",
+    "transports",
+    "service",
+    "learning",
+    "serving",
+    "engines",
+    "store",
+    "tracing",
+    "requests",
+    "engine",
+)
 
 
 class SettingsError(Exception):
@@ -200,6 +213,27 @@ class EngineSettings(Section):
     )
 
 
+class LearningSettings(Section):
+    """How models are fine-tuned and judged (the extra `learning`)."""
+
+    max_parallel_jobs: int = Field(1, ge=0, le=64, description="Jobs that run at once; 0: none, they wait.")
+    roots: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field(
+        (), description="Folders, beside <data_dir>/datasets, whose JSONL files jobs may read. As a variable: a:b:c."
+    )
+    max_pending_jobs: int = Field(100, ge=1, description="Jobs that may wait; more are refused (503).")
+    max_dataset_mb: int = Field(256, ge=1, description="Largest set of rows that a job takes.")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="Where it is trained: auto takes a GPU where one has room."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: the cores this process may use.")
+    stall_timeout_s: float = Field(
+        600.0, gt=0, description="A trainer that does nothing for so long, without being paused, is hung: it is ended."
+    )
+    resume_after_s: float = Field(
+        0.5, ge=0, description="A trainer that was paused for requests goes on when none was answered for so long."
+    )
+
+
 class MemorySettings(Section):
     """How much memory models may take."""
 
@@ -265,6 +299,7 @@ class Settings(Section):
     models: ModelsSettings = ModelsSettings()
     engine: EngineSettings = EngineSettings()
     memory: MemorySettings = MemorySettings()
+    learning: LearningSettings = LearningSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()

@@ -14,21 +14,23 @@ from dataclasses import replace
 from typing import Any
 
 from modelops.access import Credentials, check
-from modelops.api.errors import DeadlineExceeded
+from modelops.api.errors import DeadlineExceeded, InvalidRequest
 from modelops.api.operations import Door, Operation
 from modelops.api.types import Request, Response
 from modelops.service.accounts import Accounts
 from modelops.service.call import Call, Parts, internal
 from modelops.service.inference import Inference
+from modelops.service.learning import Learning
 from modelops.service.models import Models
 from modelops.service.system import System
 from modelops.tracing import acting_for
 
 #: Clocks of two machines, or two libraries, do not end a time at the same moment.
 _HAIR_S = 0.05
+_LONGEST_KEY = 255
 
 
-class Coordinator(Inference, Models, System):
+class Coordinator(Inference, Models, Learning, System):
     """Every operation. Each raises ModelOpsError and nothing else.
 
     A transport keeps each call in `following`, asks `admit` first, and then calls `perform` or `chunks` with the call
@@ -124,8 +126,15 @@ class Coordinator(Inference, Models, System):
         if call.admitted != operation.name:
             fault = RuntimeError(f"'{operation.name}' was to be performed for a call admitted to '{call.admitted}'")
             raise internal(call, fault)
+        if operation.creates and call.idempotency_key is not None:
+            _check_key(call.idempotency_key)
         if name := getattr(request, "model_name", ""):
             call.record.model = self._parts.catalog.resolve(name)
+
+
+def _check_key(key: str) -> None:
+    if not (1 <= len(key) <= _LONGEST_KEY and key.isprintable()):
+        raise InvalidRequest(f"an idempotency key is 1 to {_LONGEST_KEY} printable characters")
 
 
 __all__ = ["Call", "Coordinator", "Credentials", "Parts", "internal"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from modelops.access import STRANGER, Caller
 from modelops.api.errors import InternalError, ModelOpsError
+from modelops.learning.jobs import Jobs
 from modelops.metrics import Metrics
 from modelops.service.callers import Callers
 from modelops.serving.arrivals import Arrivals
@@ -70,6 +71,7 @@ class Call:
     wait, None for "as long as the server lets it"; `trace` its trace context, as it was sent; `peer` the address that
     it came from; `wanted` what was asked for, in its transport's words, where that may be no operation. `caller` and
     `admitted`, the name of the operation that it may perform, are set by `Coordinator.admit` and by nobody else.
+    `idempotency_key` is what its caller calls it, so that a create which is repeated creates nothing more.
     """
 
     request_id: str
@@ -82,6 +84,7 @@ class Call:
     record: Record = field(default_factory=Record)
     peer: str = ""
     wanted: str = ""
+    idempotency_key: str | None = None
 
     def __post_init__(self) -> None:
         self.record.request_id = self.request_id
@@ -113,6 +116,7 @@ class Parts:
     callers: Callers
     metrics: Metrics
     tracing: Tracing
+    jobs: Jobs
 
     def deadline(self, call: Call) -> float:
         """When `call` must be answered, on the loop's clock: the caller's own bound or the server's."""

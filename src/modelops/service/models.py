@@ -47,7 +47,7 @@ class Models:
         wish = _wish(request, self._parts.catalog.wish(name))
         if request.dry_run:
             return await self._dry_run(version, wish)
-        if not request.wait and wish.quantization and await self._parts.quantised.would(version):
+        if not request.wait and wish.quantization and not version.base and await self._parts.quantised.would(version):
             self._parts.arrivals.begin(name, "loading", lambda _: self._parts.pool.start_load(version, wish))
             return types.ModelLoadReply(
                 message=f"quantising '{name}'; GET /models/{name}/events tells the rest", model_version=version.label
@@ -96,7 +96,7 @@ class Models:
             raise InsufficientMemory(found.sentence(version.model_name), details=found.details())
         plan = told.plan(build, found)
         evicting = f" after {' and '.join(plan.evict)} went" if plan.evict else ""
-        if wish.quantization and (copy := await self._parts.quantised.would(version)):
+        if wish.quantization and not version.base and (copy := await self._parts.quantised.would(version)):
             evicting += f", quantised first ({copy.target_bytes // MB} MB of disk)"
         return types.ModelLoadReply(
             message=f"'{version.model_name}' would be loaded{evicting}; nothing was done",
@@ -200,12 +200,16 @@ class Models:
         chosen = [found for found in catalog.versions(name) if label in ("all", found.label)]
         if not chosen:
             raise NotFound(f"'{name}' has no version '{label}'")
-        used = self._parts.pool.in_use(name)
+        pool = self._parts.pool
+        used = pool.in_use(name)  # of an adapter never: its model's engine is replaced by one without it
         if busy := next((found for found in chosen if found.number in used), None):
             raise Conflict(f"'{name}' {busy.label} is loaded; unload it first")
         if active in chosen and len(catalog.versions(name)) > len(chosen):
             raise Conflict(f"{active.label} answers for '{name}'; activate another version first")
-        freed = await catalog.remove(chosen)
+        if adapters := await pool.adapters.orphaned(chosen):
+            names = ", ".join(f"'{found.model_name}' {found.label}" for found in adapters)
+            raise Conflict(f"adapters were made for what would be removed: {names}; remove them first")
+        freed = await catalog.remove(chosen, pool.unused)
         if not catalog.knows(name):
             self._parts.metrics.forget(name)
         self._parts.arrivals.forget(name)
@@ -217,14 +221,12 @@ class Models:
         removed, freed = await catalog.prune()
         digests = {version.digest for name in catalog.names() for version in catalog.versions(name)}
         copies, more = await asyncio.to_thread(self._parts.quantised.prune, digests)
-        return types.Removal(removed=[*removed, *copies], freed_mb=(freed + more) // MB)
+        bases, most = await asyncio.to_thread(self._parts.jobs.prune, digests)
+        return types.Removal(removed=[*removed, *copies, *bases], freed_mb=(freed + more + most) // MB)
 
     async def _activate(self, call: Call, version: Version, *, drain_first: bool) -> types.ModelInfo:
-        name, pool = version.model_name, self._parts.pool
-        if pool.resident(name) and pool.view(name).version.number != version.number:
-            await pool.swap(version, drain_first=drain_first, deadline=self._parts.deadline(call))
-        await self._parts.catalog.activate(version)
-        return self._info(name)
+        await self._parts.pool.activate(version, drain_first=drain_first, deadline=self._parts.deadline(call))
+        return self._info(version.model_name)
 
     # --- helpers ---
     def _name(self, request: _About) -> str:

@@ -21,7 +21,8 @@ _STATES = {"closed": 0, "open": 1, "half_open": 2}
 def of_models(views: Sequence[View]) -> Readings:
     """Of those models that anybody has wanted: what is only registered has nothing to show."""
     used = [view for view in views if view.used]
-    engines = [view for view in used if view.layout]
+    models = [view for view in used if not view.base]  # an adapter has its model's queue, slots and breaker
+    engines = [view for view in models if view.layout]
 
     def by_model(views: Sequence[View], value: Callable[[View], float]) -> dict[tuple[str, ...], float]:
         return {(view.version.model_name,): value(view) for view in views}
@@ -35,10 +36,10 @@ def of_models(views: Sequence[View]) -> Readings:
         of.MEMORY_MEASURED: by_model([view for view in engines if view.measured], lambda view: view.measured),
         of.TOKENS: by_model(used, lambda view: view.usage.answer_tokens),
         of.PROMPT_TOKENS: by_model(used, lambda view: view.usage.prompt_tokens),
-        of.BREAKER_STATE: by_model(used, lambda view: _STATES[view.breaker.state]),
-        of.BREAKER_FAILURES: by_model(used, lambda view: view.breaker.failures),
-        of.ACTIVE: by_model(used, lambda view: view.active),
-        of.QUEUED: by_model(used, lambda view: view.queued),
+        of.BREAKER_STATE: by_model(models, lambda view: _STATES[view.breaker.state]),
+        of.BREAKER_FAILURES: by_model(models, lambda view: view.breaker.failures),
+        of.ACTIVE: by_model(models, lambda view: view.active),
+        of.QUEUED: by_model(models, lambda view: view.queued),
         of.SLOTS: by_model(engines, lambda view: view.slots),
     }
 

@@ -59,8 +59,9 @@ class System:
                 for device in devices
             ],
             models_loaded=sum(view.status == "loaded" for view in views),
-            active_requests=sum(view.active for view in views),
+            active_requests=sum(view.active for view in views if not view.base),  # an adapter's are its model's too
             queued_requests=sum(view.queued for view in views),
+            learning_jobs_running=self._parts.jobs.running,
             version=modelops.__version__,
             tokens_generated=sum(view.usage.answer_tokens for view in views),
             prompt_tokens=sum(view.usage.prompt_tokens for view in views),

@@ -91,6 +91,8 @@ def version(found: Version, *, active: int, previous: int) -> types.ModelVersion
         registered_at=datetime.fromtimestamp(found.registered_at, UTC),
         active=found.number == active,
         previous=found.number == previous,
+        base=found.base,
+        lineage=dict(found.lineage),
     )
 
 

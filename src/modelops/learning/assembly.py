@@ -1,0 +1,80 @@
+"""Puts the parts of learning together: started after the pool, and closed before it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from pathlib import Path
+
+import psutil
+
+from modelops.learning.child import PROGRAM
+from modelops.learning.engines import OwnEngines
+from modelops.learning.folders import Folders
+from modelops.learning.jobs import Bell, Jobs
+from modelops.learning.runner import Runner
+from modelops.learning.work import Works
+from modelops.learning.yielding import Yielding
+from modelops.metrics import Metrics
+from modelops.serving.catalog import Catalog
+from modelops.serving.devices import Machine
+from modelops.serving.pool import Pool
+from modelops.settings import Settings
+from modelops.store.jobs import JobQueries
+
+
+class Learning:
+    """All parts of learning. `jobs` can be asked from the beginning; they are worked on from `start` to `close`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queries: JobQueries,
+        catalog: Catalog,
+        pool: Pool,
+        machine: Machine,
+        metrics: Metrics,
+        runtime_dir: Path,
+    ) -> None:
+        self._queries = queries
+        self._folders = folders = Folders(settings.data_dir.resolve() / "learning")
+        yielding, bell = Yielding(settings.learning.resume_after_s), Bell()
+        pool.on_busy = yielding.busy
+        engines = OwnEngines(settings, machine, runtime_dir)
+        works = Works(settings, queries, catalog, pool, engines, yielding, folders, machine, bell.ring)
+        self._runner = Runner(
+            queries,
+            works,
+            metrics,
+            # The same after a restart: the data folder is one coordinator's alone.
+            owner=hashlib.sha256(str(settings.data_dir.resolve()).encode()).hexdigest()[:16],
+            at_once=settings.learning.max_parallel_jobs,
+            changed=bell.ring,
+        )
+        self.jobs = Jobs(settings, queries, catalog, pool, folders, metrics, bell, self._runner, machine)
+
+    async def clear(self) -> None:
+        """Clear away what a killed predecessor has left. Before anybody can create a job."""
+        self._folders.jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A trainer of a coordinator that was killed ends with it; one that has not yet would write beside the next.
+        await asyncio.to_thread(_kill_trainers, f"{self._folders.jobs.resolve()}/")
+        await asyncio.to_thread(self._folders.sweep, await self._queries.unfinished())
+
+    async def start(self) -> None:
+        """Go on with what was under way, and begin what waits."""
+        await self._runner.start()
+
+    async def close(self) -> None:
+        """Stop; what is under way goes back to the queue. Done twice it is done once."""
+        await self._runner.close()
+        await self.jobs.close()
+
+
+def _kill_trainers(folder: str) -> None:
+    """Kill every child program that works under `folder`."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if PROGRAM[-1] in line and any(part.startswith(folder) for part in line):
+                process.kill()

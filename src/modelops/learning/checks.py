@@ -1,0 +1,241 @@
+"""What can be known of a job when it is created, without a model being loaded: can it be done, and what does it take?
+
+Decides whether there is a job at all; nothing is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from modelops.api.errors import InsufficientMemory, InvalidRequest, NotAvailable, TooLarge
+from modelops.api.learning import (
+    CreateJobRequest,
+    EvaluateParameters,
+    JobPlan,
+    Parameters,
+    TrainParameters,
+    parameters_of,
+)
+from modelops.learning import datasets, support
+from modelops.learning.costs import cost
+from modelops.learning.datasets import Dataset, Example, Preference
+from modelops.learning.evaluate import check as check_judged
+from modelops.learning.folders import HELD_OUT, REGRESSION, TRAIN
+from modelops.learning.room import gpu_bytes, never_fits
+from modelops.serving.catalog import Catalog, Version
+from modelops.serving.devices import Machine
+from modelops.serving.gguf import Header, read_header
+from modelops.serving.placement import Bill
+from modelops.serving.pool import Pool
+from modelops.settings import Settings
+
+#: Bytes of text that make a token, to guess how many there are: rather too few than too many.
+_BYTES_PER_TOKEN = 3.0
+_TURN_TOKENS = 12  # what a chat template puts around a question and its answer
+_MOST_TOLD = 5
+
+
+Rows = Dataset[Example] | Dataset[Preference]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A job that can be done. `rows` by the name of their file; `publish`: "adapter", or what a whole model is written
+    as; empty where nothing is published."""
+
+    version: Version
+    parameters: Parameters
+    rows: Mapping[str, Rows]
+    dataset_digest: str
+    output_model_name: str
+    publish: str
+    warnings: tuple[str, ...]
+    plan: JobPlan
+    disk_bytes: int
+
+
+async def check(
+    request: CreateJobRequest, settings: Settings, catalog: Catalog, pool: Pool, machine: Machine
+) -> Checked:
+    """The job that `request` asks for.
+
+    Raises InvalidRequest, NotFound, TooLarge, NotAvailable; InsufficientMemory, with the bill, where it would not fit.
+    """
+    parameters = parameters_of(request.job_type, request.parameters)
+    trains = isinstance(parameters, TrainParameters)
+    if trains and not support.installed():
+        raise NotAvailable(support.MISSING)
+    judged_by = parameters.evaluation if isinstance(parameters, TrainParameters) else parameters
+    version = await catalog.find(catalog.resolve(request.model_name))
+    output, publish = _output(request, parameters, version, catalog)
+    if version.model_type != "llm":
+        raise InvalidRequest(f"'{version.model_name}' is a model of type {version.model_type}: only an llm can learn")
+    system = catalog.entry(version.model_name).system if trains else ""
+    read = await asyncio.to_thread(_read, request, settings, judged_by, system)
+    rows, tokens, longest = read.rows, read.tokens, read.longest
+    header = await asyncio.to_thread(read_header, version.file)
+    plan = JobPlan(**{f"{kind}rows": len(rows[file].rows) for kind, file in _COUNTED.items() if file in rows})
+    disk = sum(found.size for found in rows.values())
+    if isinstance(parameters, TrainParameters):
+        if version.base:
+            raise InvalidRequest(f"'{version.model_name}' is an adapter; train the model that it was made for")
+        await asyncio.to_thread(support.check, version.file)
+        plan, disk = await _trained(parameters, header, plan, tokens, longest, disk, pool, settings, machine)
+    return Checked(
+        version=version,
+        parameters=parameters,
+        rows=rows,
+        dataset_digest=rows[TRAIN].digest,
+        output_model_name=output,
+        publish=publish,
+        warnings=read.warnings,
+        plan=plan.model_copy(update={"tokens": tokens, "disk_mb": disk >> 20}),
+        disk_bytes=disk,
+    )
+
+
+_COUNTED = {"": TRAIN, "eval_": HELD_OUT, "regression_": REGRESSION}
+
+
+async def _trained(
+    parameters: TrainParameters,
+    header: Header,
+    plan: JobPlan,
+    tokens: int,
+    longest: int,
+    disk: int,
+    pool: Pool,
+    settings: Settings,
+    machine: Machine,
+) -> tuple[JobPlan, int]:
+    threads = settings.learning.threads or machine.cores
+    longest = min(longest, parameters.max_length)
+    sizes = {"rows": plan.rows, "longest": longest, "tokens": tokens}
+    device = (
+        "cuda"
+        if gpu_bytes(settings, machine, pool, cost(header, parameters, **sizes, threads=threads, device="cuda"))
+        else "cpu"
+    )
+    needed = cost(header, parameters, **sizes, threads=threads, device=device)
+    on_gpu = needed.memory_bytes if device == "cuda" else 0
+    found = pool.preview_loan("training", 0 if on_gpu else needed.memory_bytes, on_gpu)
+    # What models hold that are in use now may be free when the job's turn comes.
+    if isinstance(found, Bill) and never_fits(found):
+        smaller = "a smaller batch_size, max_length or rank takes less"
+        raise InsufficientMemory(f"{found.sentence('training')}; {smaller}", details=found.details())
+    steps = parameters.steps or math.ceil(plan.rows * parameters.epochs / parameters.batch_size)
+    told = {
+        "steps": steps,
+        "memory_mb": needed.memory_bytes >> 20,
+        "seconds": round(needed.seconds, 1),
+        "device": device,
+    }
+    return plan.model_copy(update=told), disk + needed.disk_bytes
+
+
+def _output(request: CreateJobRequest, parameters: Parameters, version: Version, catalog: Catalog) -> tuple[str, str]:
+    """What is published, and under which name."""
+    wanted, base = request.output_model_name, version.model_name
+    if not isinstance(parameters, TrainParameters):
+        if wanted:
+            raise InvalidRequest("output_model_name: a job of type evaluate publishes nothing; leave it out")
+        return "", ""
+    name = catalog.resolve(wanted) if wanted else base
+    head, colon, tail = name.rpartition(":")
+    adapter = bool(colon) and name != base
+    if adapter and (catalog.resolve(head) != base or not tail):
+        raise InvalidRequest(f"output_model_name: '{name}' is not '{base}:NAME', as an adapter of '{base}' is called")
+    if adapter:
+        name = f"{base}:{tail}"
+    if catalog.knows(name) and bool(catalog.active(name).base) != adapter:
+        raise InvalidRequest(f"output_model_name: there is a model '{name}' already that is no adapter of '{base}'")
+    return name, "adapter" if adapter else parameters.weights
+
+
+@dataclass(frozen=True)
+class _Read:
+    rows: Mapping[str, Rows]
+    tokens: int
+    longest: int
+    warnings: tuple[str, ...]
+
+
+def _read(request: CreateJobRequest, settings: Settings, judged_by: EvaluateParameters, system: str) -> _Read:
+    """All rows, and what follows from them: of many that takes seconds, in which nobody else should wait."""
+    rows, trains = _rows(request, settings), request.job_type != "evaluate"
+    if system:  # as callers are served who send none
+        rows = {file: datasets.with_system(of, system) for file, of in rows.items()}
+    for file, of in rows.items():
+        if file != TRAIN or not trains:
+            check_judged([row for row in of.rows if isinstance(row, Example)], judged_by)
+    tokens, longest = _tokens(rows[TRAIN])
+    return _Read(rows, tokens, longest, tuple(_warnings(rows, trains=trains)))
+
+
+def _rows(request: CreateJobRequest, settings: Settings) -> dict[str, Rows]:
+    sources = {
+        TRAIN: ("dataset", request.dataset_path, request.dataset),
+        HELD_OUT: ("eval_dataset", request.eval_dataset_path, request.eval_dataset),
+        REGRESSION: ("regression_dataset", request.regression_dataset_path, request.regression_dataset),
+    }
+    found: dict[str, Rows] = {}
+    for file, (field, path, given) in sources.items():
+        if path and given is not None:
+            raise InvalidRequest(f"give {field}_path or {field}, not both")
+        if file != TRAIN and request.job_type == "evaluate" and (path or given is not None):
+            raise InvalidRequest(f"{field}: a job of type evaluate judges the rows of dataset; leave it out")
+        job_type = request.job_type if file == TRAIN else "evaluate"
+        if path:
+            found[file] = datasets.read(_content(field, path, settings), job_type, field)
+        elif given is not None:
+            found[file] = datasets.read(given, job_type, field)
+    if TRAIN not in found:
+        raise InvalidRequest("give dataset_path, a JSONL file under one of the dataset roots, or dataset, the rows")
+    return found
+
+
+def _content(field: str, path: str, settings: Settings) -> bytes:
+    file = datasets.resolve(path, [settings.data_dir / "datasets", *settings.learning.roots], f"{field}_path")
+    size, most = file.stat().st_size, settings.learning.max_dataset_mb
+    if size > most << 20:
+        raise TooLarge(f"{field}_path: the file has {size >> 20} MB, and learning.max_dataset_mb is {most}")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{field}_path: the file cannot be read: {error.strerror}") from None
+
+
+def _tokens(rows: Rows) -> tuple[int, int]:
+    """About how many tokens all rows have, and the longest."""
+    sizes = [math.ceil(_size(row) / _BYTES_PER_TOKEN) + _TURN_TOKENS for row in rows.rows]
+    return sum(sizes), max(sizes)
+
+
+def _size(row: Example | Preference) -> int:
+    """Bytes of text that are put to the model at once."""
+    answers = (row.answer, row.text) if isinstance(row, Example) else (max(row.chosen, row.rejected, key=len),)
+    return sum(len(text.encode()) for text in (*(turn["content"] for turn in row.turns), *answers))
+
+
+def _warnings(rows: Mapping[str, Rows], *, trains: bool) -> list[str]:
+    told = []
+    if twice := datasets.duplicates(rows[TRAIN].rows):
+        told.append(f"{len(twice)} rows are in dataset twice: {_lines(twice)}")
+    for file, field in ((HELD_OUT, "eval_dataset"), (REGRESSION, "regression_dataset")):
+        if file in rows:
+            same = datasets.overlap(rows[TRAIN].rows, rows[file].rows)
+            if same.rows:
+                told.append(f"{len(same.rows)} rows of {field} are in dataset too: {_lines(same.rows)}")
+            if same.prompts:
+                told.append(f"{len(same.prompts)} questions of {field} are in dataset too: {_lines(same.prompts)}")
+    if trains and HELD_OUT not in rows:
+        told.append("without eval_dataset nobody will know whether it has become better")
+    return told
+
+
+def _lines(pairs: Sequence[tuple[int, int]]) -> str:
+    told = ", ".join(f"lines {first} and {second}" for first, second in pairs[:_MOST_TOLD])
+    return f"{told} and more" if len(pairs) > _MOST_TOLD else told
