@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from bad_http import Answer, BadServer, bad_server
 from modelops.api import types
 from modelops.cli import main
+from modelops.cli.jobwords import lineage
 from modelops.client import Client
 from support import Served, serving, tiny_gguf, wait_until
 
@@ -207,6 +208,44 @@ def test_a_source_that_cannot_be_had_is_a_failure(run: Run, client: Client, orig
     assert "gone" in said(run("models"))
     assert said(run("unload gone")) == "the failure of 'gone' is forgotten\n"
     assert client.models() == []
+
+
+def test_a_model_is_shown_with_its_versions(run: Run, client: Client) -> None:
+    first, *rest = said(run("models show n")).splitlines()
+    assert first.startswith("n: llm, ")
+    assert any(line.startswith("v1, active: ") for line in rest)
+    shown = as_json(run("models show n --json"))
+    assert shown["model"]["model_name"] == "n"
+    assert [version["model_version"] for version in shown["versions"]][:1] == ["v1"]
+    assert "the options of 'show' stand behind it" in run("models --all show n").output
+
+
+def test_what_a_job_has_made_is_told_with_what_it_was_made_from() -> None:
+    made = types.ModelVersion(
+        model_name="m:x",
+        model_version="v1",
+        digest="sha256:1",
+        lineage={
+            "job_id": "a1",
+            "job_type": "lora",
+            "base_model": "m",
+            "base_version": "v2",
+            "base_digest": "sha256:2",
+            "dataset_digest": "sha256:3",
+            "parameters": {"rank": 8, "evaluation": {"system": ""}},
+            "scores": {"held_out": {"before": {"f1": 0.25, "rows": 4}, "after": {"f1": 0.5, "rows": 4}}},
+            "parity": {"mean_difference": 0.0015, "base_difference": None},
+        },
+    )
+    assert dict(lineage(made)) == {
+        "digest": "sha256:1",
+        "made by": "learning job a1, lora",
+        "base": "m v2, sha256:2",
+        "rows": "sha256:3",
+        "parameters": "rank 8",
+        "held out": "f1 0.25 → 0.5",
+        "parity": "mean_difference 0.0015",
+    }
 
 
 # --- versions ---

@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf import struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 import model_ops_pb2 as pb
+from kept_jobs import ENDED
 from modelops.api.operations import OPERATIONS, Operation
 
 Random = random.Random
 #: What is asked for half of the time would hide the rest: some operations start a process each time.
-SELDOM = {"load_model", "unload_model", "activate_version", "roll_back", "remove_version", "prune"}
+SELDOM = {"load_model", "unload_model", "activate_version", "roll_back", "remove_version", "prune", "create_job"}
 
 _ASKING = {"infer": "llm", "chat": "llm", "embed": "embedding", "rerank": "reranker"}
 _NAMES = (
@@ -84,6 +86,10 @@ class House:
             for name, info in fields.items()
             if info.is_required() or rng.random() < (0.15 if name in ("keep_alive", "wait") else 0.4)
         }
+        if operation.name == "create_job" and rng.random() < 0.7:  # of all that may be said, little fits together
+            given |= {"job_type": "evaluate", "dataset": _rows(rng), "parameters": {"max_tokens": 4}}
+            others = ("dataset_path", "output_model_name", "eval_dataset", "regression_dataset")
+            given = {name: value for name, value in given.items() if not name.startswith(others)}
         if (kind := _ASKING.get(operation.name)) and rng.random() < 0.8:
             given["model_name"] = next(name for name, other in self.models.items() if other == kind)
         return given
@@ -122,6 +128,19 @@ class House:
             "slots": lambda: rng.choice((0, 1, 4)),
             "cache_type": lambda: rng.choice(("", "f16", "q8_0")),
             "dry_run": lambda: rng.random() < 0.8,
+            "job_id": lambda: rng.choice((ENDED, ENDED, "nobody")),
+            "job_type": lambda: rng.choice(("lora", "dpo", "evaluate")),
+            **dict.fromkeys(("dataset", "eval_dataset", "regression_dataset"), lambda: _rows(rng)),
+            **dict.fromkeys(
+                ("dataset_path", "eval_dataset_path", "regression_dataset_path"),
+                lambda: rng.choice(("rows.jsonl", "none.jsonl", "../../etc/passwd")),
+            ),
+            "parameters": lambda: rng.choice(({}, {"max_tokens": 4, "metrics": ["f1"]}, {"rank": 8.5, "x": [None]})),
+            "output_model_name": lambda: rng.choice(("", "quick:new", "new")),
+            "priority": lambda: rng.choice(("low", "critical")),
+            "status": lambda: rng.choice(("pending", "cancelled")),
+            "after": lambda: rng.choice((0, 1, 2**53 - 1)),
+            "reason": lambda: rng.choice(("", "enough")),
         }
         return makers[name]() if name in makers else rng.random() < 0.5
 
@@ -139,6 +158,19 @@ def _turn(rng: Random) -> dict[str, Any]:
 def _schema(rng: Random) -> str:
     """A schema as text, mostly."""
     return rng.choice(("", '{"type": "object"}', '{"type": "array", "items": {"enum": [1, "ü"]}}', "{}", "[]", "{no"))
+
+
+def _rows(rng: Random) -> list[dict[str, Any]]:
+    """Rows of a learning job, mostly right."""
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    sets: tuple[list[dict[str, Any]], ...] = (
+        [{"prompt": "größer", "completion": "🌊"}],
+        [{"text": "one"}, {"messages": turns}],
+        [{"prompt": "a", "chosen": "b", "rejected": "c"}],
+        [{"prompt": None, "completion": [1.5, {}]}],
+        [],
+    )
+    return rng.choice(sets)
 
 
 def pick(rng: Random) -> Operation:
@@ -253,6 +285,11 @@ def _field(known: FieldDescriptor, value: Any) -> bytes:
     match known.type:
         case FieldDescriptor.TYPE_MESSAGE:
             assert known.message_type
+            if known.message_type.full_name == struct_pb2.Struct.DESCRIPTOR.full_name:
+                made = struct_pb2.Struct()
+                made.update(value)
+                inner = made.SerializeToString()
+                return tagged(known.number, 2, varint(len(inner)) + inner)
             inner = b"".join(_field(known.message_type.fields_by_name[name], each) for name, each in value.items())
             return tagged(known.number, 2, varint(len(inner)) + inner)
         case FieldDescriptor.TYPE_STRING:

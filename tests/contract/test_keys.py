@@ -107,6 +107,8 @@ def ask(wire: Wire, operation: Operation, key: str) -> Answer:
         "documents": ["Hello"],
         "model_path": "nobody.gguf",
         "model_version": "v1",
+        "job_type": "evaluate",
+        "job_id": "nobody",
     }
     fields = {name: example[name] for name in required}
     if operation.stream and operation.stream.always:

@@ -28,8 +28,21 @@ MACHINES = ("moc_system", "moc_event_loop", "moc_state_file")
 
 Call = tuple[str, dict[str, Any]]
 HELLO = [{"role": "user", "content": "Hello"}]
+#: A learning job that is not created.
+JUDGED: dict[str, Any] = {
+    "job_type": "evaluate",
+    "model_name": "m",
+    "dataset": [{"prompt": "a", "completion": "b"}],
+    "dry_run": True,
+}
 #: In chunks: what is asked, and whether it is left after the first of them.
-STREAMS = {"stream": ("infer", False), "left": ("infer", True), "talk": ("chat", False), "walked off": ("chat", True)}
+STREAMS = {
+    "stream": ("infer", False),
+    "left": ("infer", True),
+    "talk": ("chat", False),
+    "walked off": ("chat", True),
+    "watched": ("watch_job", False),
+}
 #: What is mixed.
 MIXED: tuple[Call, ...] = (
     ("infer", {"model_name": "m", "input_text": "Hello", "max_tokens": 5}),
@@ -52,6 +65,13 @@ MIXED: tuple[Call, ...] = (
     ("get_model", {"model_name": "m"}),
     ("list_models", {}),
     ("list_versions", {"model_name": "m"}),
+    ("create_job", JUDGED),
+    ("create_job", JUDGED | {"model_name": "nobody"}),
+    ("create_job", JUDGED | {"dataset": []}),
+    ("list_jobs", {"status": "running"}),
+    ("get_job", {"job_id": "nobody"}),
+    ("cancel_job", {"job_id": "nobody"}),
+    ("watched", {"job_id": "nobody"}),
     ("status", {}),
     ("health", {}),
 )

@@ -17,6 +17,15 @@ from modelops.api.operations import OPERATIONS
 from support import Served
 
 GREEDY = {"model_name": "smollm2", "max_tokens": 16, "temperature": 0.0}
+#: A job that waits: at the coordinator with the fake engine none is worked on.
+JUDGED = {
+    "job_type": "evaluate",
+    "model_name": "quick",
+    "dataset": [{"prompt": "größer", "completion": "🌊"}, {"prompt": "1", "completion": "2"}],
+    "parameters": {"metrics": ["contains", "f1"], "max_tokens": 4},
+}
+#: Stands for the id of the job that was created last.
+NEWEST = "the newest"
 TWO = {"model_name": "elsewhere", "model_path": "two.gguf"}
 
 #: operation → what to ask. A new operation has no entry here, and so fails.
@@ -60,6 +69,11 @@ ASK: dict[str, dict[str, Any]] = {
     "roll_back": {"model_name": "elsewhere"},
     "remove_version": {"model_name": "doomed", "model_version": "all"},
     "prune": {},
+    "create_job": JUDGED | {"priority": "high"},
+    "list_jobs": {"status": "pending"},
+    "get_job": {"job_id": NEWEST},
+    "watch_job": {"job_id": NEWEST, "after": 0},
+    "cancel_job": {"job_id": NEWEST, "reason": "no longer wanted"},
     "status": {},
     "health": {},
 }
@@ -77,6 +91,11 @@ BEFORE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "remove_version": [("register_version", TWO | {"model_name": "doomed"})],
     "prune": [],
+    "create_job": [],
+    "list_jobs": [("create_job", JUDGED)],
+    "get_job": [("create_job", JUDGED)],
+    "watch_job": [("create_job", JUDGED), ("cancel_job", {"job_id": NEWEST})],
+    "cancel_job": [("create_job", JUDGED)],
 }
 #: What differs between two equal calls.
 VOLATILE = {
@@ -87,6 +106,8 @@ VOLATILE = {
     "HealthResponse": ("timestamp",),
     "SystemStatus": ("uptime_seconds", "cpu_usage_percent", "memory_used_mb"),
     "DeviceStatus": ("used_mb", "utilization_percent"),
+    "LearningJob": ("job_id", "created_at", "completed_at"),
+    "JobEvent": ("at",),
 }
 OVER_GRPC = [(operation.name, dict(implied)) for operation in OPERATIONS for implied in operation.rpcs.values() or [{}]]
 
@@ -99,15 +120,25 @@ def settled(message: Any) -> Message:
     if name == "SystemStatus":
         for device in message.devices:
             settled(device)
+    if name == "JobList":
+        del message.jobs[1:]  # there are those of other tests, too
+        settled(message.jobs[0])
+    if name == "JobEvent" and message.HasField("job"):
+        settled(message.job)
     if name == "Removal":  # a number is never given twice
         message.removed[:] = [re.sub(r"v\d+$", "vN", removed) for removed in message.removed]
     assert isinstance(message, Message)
     return message
 
 
+def meant(wire: Wire, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, with the id of the job that they mean."""
+    return fields | ({"job_id": wire.ok("list_jobs").jobs[0].job_id} if fields.get("job_id") == NEWEST else {})
+
+
 def performed(wire: Wire, name: str, fields: dict[str, Any]) -> list[Message]:
     """The operation's answer, or all chunks of one that only streams."""
-    stream = BY_NAME[name].stream
+    fields, stream = meant(wire, fields), BY_NAME[name].stream
     if stream and stream.always:
         return [settled(chunk) for chunk in wire.chunks(name, fields)]
     answer = wire.call(name, fields)
@@ -131,7 +162,7 @@ def test_an_operation_answers_the_same_on_all_transports(
     for transport in TRANSPORTS:
         wire = quick[transport] if name in BEFORE else real[transport]
         for other, fields in BEFORE.get(name, []):
-            wire.call(other, fields)
+            wire.call(other, meant(wire, fields))
         if name == "prune":
             left = quick_served.data_dir / "quantised" / f"{'0' * 64}-Q8_0.gguf"
             left.parent.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from contract import wires
 from contract.wires import Wire
+from kept_jobs import ENDED, keep
 from modelops.api.operations import OPERATIONS
 from modelops.api.planned import PLANNED
 from modelops.transports.openapi import document
@@ -35,9 +36,12 @@ KNOWN = {
     "model_name": [*MODELS, *OTHERS],
     "model_version": ["v1", "v2", "v3", "all"],
     "model_path": [f"{name}.gguf" for name in MODELS],
+    "job_id": [ENDED],
     **{kind: [name for name, other in MODELS.items() if other == kind] for kind in POOLING},
 }
 ASKING = {"infer": "llm", "chat": "llm", "embed": "embedding", "rerank": "reranker"}
+#: A learning job that can be created: of all that may be said of one, little fits together.
+JOB = {"job_type": "evaluate", "model_name": "quick", "dataset_path": "rows.jsonl"}
 
 
 def half(name: str) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def half(name: str) -> dict[str, Any]:
 BY_MEANING = "|".join(
     (
         *("model_path", "is a model of type", "must be (a )?JSON", "exclude each other", "tool_choice (is|wants)"),
-        *("logprobs only", "the same name"),
+        *("logprobs only", "the same name", "parameters", "dataset", "output_model_name"),
     )
 )
 #: What follows from the system's state, or from what this release lacks. 500 is never right.
@@ -80,8 +84,10 @@ CONFIG: dict[str, Any] = {
 
 
 def described() -> dict[str, Any]:
-    """The document, with the events of streams described in the words of OpenAPI 3.1: 3.0 has only prose for them."""
+    """The document, with the events of streams described in the words of OpenAPI 3.1: 3.0 has only prose for them; and
+    with an example of what is seldom right by chance."""
     found = document()
+    found["paths"]["/learning/jobs"]["post"]["requestBody"]["content"]["application/json"]["example"] = JOB
     for operation in OPERATIONS:
         if stream := operation.stream:
             route = operation.route
@@ -119,6 +125,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         tiny_gguf(folder / "files" / f"{name}.gguf", llama__pooling_type=POOLING[kind], general__name=name)
     env = {
         "MODELOPS_MODELS__ROOTS": str(folder / "files"),
+        "MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0",
         "MODELOPS_MEMORY__BUDGET_MB": "1000",  # what is loaded in passing makes room again
         # Nothing that is made up here is asked for over a network.
         "HTTPS_PROXY": "http://127.0.0.1:9",
@@ -126,6 +133,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         "PIP_INDEX_URL": "http://127.0.0.1:9",
         "PIP_RETRIES": "0",
     }
+    keep(folder / "data")
+    (folder / "data" / "datasets").mkdir()
+    (folder / "data" / "datasets" / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     with serving(folder / "data", fake={"tokens": 2}, env=env) as served:
         key = make_key(served.data_dir, "tester", "--scope", "admin")
         made = Target(served, key, Counter())

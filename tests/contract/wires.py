@@ -62,6 +62,8 @@ class Wire(abc.ABC):
     name: ClassVar[str]
     #: The key that is shown with each call; none where it is empty.
     key: str = ""
+    #: What a create is called, so that it can be repeated; ZMQ has its request id for that.
+    create_key: str | None = None
     #: The trace context that is sent with each call: `traceparent`, `tracestate`.
     trace: Mapping[str, str] = {}
 
@@ -121,8 +123,10 @@ def fields_of(name: str) -> Collection[str]:
 
 
 def as_message(name: str, value: Any) -> Message:
-    """The JSON answer as the protobuf message; fails on a field that the message does not have."""
-    return json_format.ParseDict(value, reply_of(name)())
+    """The JSON answer as the protobuf message; fails on a field that the message does not have. REST answers some as
+    arrays."""
+    array = BY_NAME[name].route.array
+    return json_format.ParseDict({array: value} if array and isinstance(value, list) else value, reply_of(name)())
 
 
 class Rest(Wire):
@@ -150,15 +154,21 @@ class Rest(Wire):
             if response.is_error:
                 raise Refused(_from_http(name, response, response.read()))
             assert response.headers["content-type"].startswith("text/event-stream")
+            number = ""
             for line in response.iter_lines():
-                if line:
+                if line.startswith("id: "):
+                    number = line[4:]
+                elif line:
                     assert line.startswith("data: ")
-                    yield json_format.ParseDict(json.loads(line[6:]), chunk_of(name)())
+                    told = json.loads(line[6:])
+                    assert number == str(told.get("number", ""))
+                    yield json_format.ParseDict(told, chunk_of(name)())
 
     def _headers(self, timeout_s: float | None) -> dict[str, str]:
         timeout = {} if timeout_s is None else {"X-Request-Timeout": str(timeout_s)}
         shown = {"X-API-Key": self.key} if self.key else {}
-        return {"Content-Type": "application/json"} | timeout | shown | dict(self.trace)
+        named = {} if self.create_key is None else {"Idempotency-Key": self.create_key}
+        return {"Content-Type": "application/json"} | timeout | shown | named | dict(self.trace)
 
     def close(self) -> None:
         self._http.close()
@@ -207,7 +217,8 @@ class Grpc(Wire):
             call.cancel()
 
     def _metadata(self) -> list[tuple[str, str]]:
-        return [("x-api-key", self.key)] * bool(self.key) + list(self.trace.items())
+        named = [] if self.create_key is None else [("idempotency-key", self.create_key)]
+        return [("x-api-key", self.key)] * bool(self.key) + named + list(self.trace.items())
 
     def close(self) -> None:
         self._channel.close()
@@ -233,7 +244,8 @@ class Zmq(Wire):
             socket.close()
 
     def call(self, name: str, fields: Fields | None = None, *, timeout_s: float | None = None) -> Answer:
-        message: dict[str, Any] = {"action": BY_NAME[name].action, "request_id": uuid.uuid4().hex}
+        request_id = uuid.uuid4().hex if self.create_key is None else self.create_key
+        message: dict[str, Any] = {"action": BY_NAME[name].action, "request_id": request_id}
         message |= (
             {"payload": fields or {}}
             | ({"timeout_s": timeout_s} if timeout_s else {})
@@ -334,7 +346,8 @@ def _http(operation: Operation, fields: dict[str, Any]) -> tuple[str, str, bytes
     path = route.path
     for name in re.findall(r"{(\w+)}", path):
         path = path.replace(f"{{{name}}}", quote(str(fields.pop(name, "")), safe=""))
-    query = {name: json.dumps(fields.pop(name)) for name in route.query if name in fields}
+    given = {name: fields.pop(name) for name in route.query if name in fields}
+    query = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
     body = json.dumps(fields).encode() if route.method == "POST" else None
     return route.method, f"{path}?{urlencode(query)}" if query else path, body
 

@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from modelops.api.errors import ModelOpsError
+    from modelops.client import Client
     from modelops.settings import Settings
 
 FAILED, MISUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
@@ -89,26 +90,48 @@ def main() -> None:
     """One server for the language models of this machine: over gRPC, REST and ZMQ."""
 
 
-def client_command(name: str, timeout_s: float | None = None) -> Callable[[Callable[..., None]], click.Command]:
+def client_command(
+    name: str, timeout_s: float | None = None, group: click.Group = main
+) -> Callable[[Callable[..., None]], click.Command]:
     """A command that talks to a coordinator: it gets a client, and the options that say which. With `timeout_s` no
     answer is waited for any longer."""
+    return lambda function: group.command(name)(_connected(function, timeout_s))
 
-    def decorate(function: Callable[..., None]) -> click.Command:
+
+def client_group(name: str) -> Callable[[Callable[..., None]], click.Group]:
+    """As `client_command`; there are others below it, and by itself it does what the function does."""
+
+    def decorate(function: Callable[..., None]) -> click.Group:
         @wraps(function)
-        def connected(
-            url: str | None, api_key: str | None, api_key_file: str | None, ca_file: Path | None, **options: Any
-        ) -> None:
-            from modelops.client import DEFAULT_URL, Client
-
-            if api_key_file is not None:
-                api_key = _key_in(api_key_file)
-            with Client(url or DEFAULT_URL, api_key=api_key, timeout_s=timeout_s, ca_file=ca_file) as client:
+        def alone(client: Client, **options: Any) -> None:
+            context = click.get_current_context()
+            if context.invoked_subcommand is None:
                 function(client, **options)
+            elif any(context.get_parameter_source(option) is _TYPED for option in context.params):
+                raise click.UsageError(f"the options of '{context.invoked_subcommand}' stand behind it")
 
-        decorated = as_json_option(fails_well(connected))
-        return main.command(name)(url_option(key_option(key_file_option(ca_option(decorated)))))
+        return main.group(name, invoke_without_command=True)(_connected(alone, None))
 
     return decorate
+
+
+_TYPED = click.core.ParameterSource.COMMANDLINE
+
+
+def _connected(function: Callable[..., None], timeout_s: float | None) -> Callable[..., None]:
+    @wraps(function)
+    def connected(
+        url: str | None, api_key: str | None, api_key_file: str | None, ca_file: Path | None, **options: Any
+    ) -> None:
+        from modelops.client import DEFAULT_URL, Client
+
+        if api_key_file is not None:
+            api_key = _key_in(api_key_file)
+        with Client(url or DEFAULT_URL, api_key=api_key, timeout_s=timeout_s, ca_file=ca_file) as client:
+            function(client, **options)
+
+    decorated = as_json_option(fails_well(connected))
+    return url_option(key_option(key_file_option(ca_option(decorated))))
 
 
 def _key_in(file: str) -> str:
@@ -116,7 +139,7 @@ def _key_in(file: str) -> str:
     from modelops.api.errors import InvalidRequest
 
     typed = click.get_current_context().get_parameter_source("api_key")
-    if typed is click.core.ParameterSource.COMMANDLINE:  # a file wins over the variable, as all options do
+    if typed is _TYPED:  # a file wins over the variable, as all options do
         raise InvalidRequest("--api-key and --api-key-file are two ways to give the one key; leave one out")
     try:
         if file == "-":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelops.cli.common import FAILED, client_command
+from modelops.cli.common import FAILED, client_command, client_group
 from modelops.cli.terminal import print_json, print_table, spinner, watching
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def unload(client: Client, model: str, force: bool, as_json: bool) -> None:
     print_json(reply) if as_json else click.echo(f"{reply.message}{freed}")
 
 
-@client_command("models")
+@client_group("models")
 @click.option("--all", "everything", is_flag=True, help="What is available too, not only what is loaded.")
 def models(client: Client, everything: bool, as_json: bool) -> None:
     """List the models."""
@@ -81,6 +81,27 @@ def models(client: Client, everything: bool, as_json: bool) -> None:
         print_table(columns, rows)
     else:
         click.echo("no model is loaded; --all lists those that could be")
+
+
+@client_command("show", group=models)
+@click.argument("model")
+def show(client: Client, model: str, as_json: bool) -> None:
+    """Show MODEL as it stands, its versions, and what they were made from."""
+    from modelops.cli.jobwords import lineage
+
+    found, kept = client.model(model), client.versions(model)
+    if as_json:
+        told = {"model": found.model_dump(mode="json"), "versions": [it.model_dump(mode="json") for it in kept]}
+        click.echo(json.dumps(told))
+        return
+    memory = f", {found.memory_usage_mb} MB" if found.memory_usage_mb else ""
+    why = f": {found.message}" if found.message else ""
+    click.echo(f"{found.model_name}: {found.model_type}, {found.status}{memory}{why}")
+    for version in kept:
+        mark = ", active" if version.active else ", previous" if version.previous else ""
+        click.echo(f"\n{version.model_version}{mark}: {version.model_path}, {version.size_mb} MB")
+        for name, line in lineage(version):
+            click.echo(f"  {name:<11}{line}")
 
 
 @client_command("explain")

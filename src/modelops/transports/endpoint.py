@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from modelops.api import types
-from modelops.api.errors import InvalidRequest, ModelOpsError, PermissionDenied, TooLarge
+from modelops.api.errors import InvalidRequest, ModelOpsError, PermissionDenied, too_large
 from modelops.api.operations import Door, Operation
 from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
@@ -92,7 +92,7 @@ class Endpoint(abc.ABC):
         declared = header(scope, b"content-length")
         limit = self._listening.max_body_bytes
         if declared.isdecimal() and int(declared) > limit:
-            raise _too_large(limit)
+            raise too_large(limit, self.operation.too_large)
         body = bytearray()
         while True:
             message = await receive()
@@ -100,7 +100,7 @@ class Endpoint(abc.ABC):
                 raise Gone
             body += message.get("body", b"")
             if len(body) > limit:
-                raise _too_large(limit)
+                raise too_large(limit, self.operation.too_large)
             if not message.get("more_body", False):
                 return bytes(body)
 
@@ -132,8 +132,8 @@ class EventStream:
         self._send = send
         self.begun = False
 
-    async def event(self, data: bytes) -> None:
-        """Send one."""
+    async def event(self, data: bytes, number: int | None = None) -> None:
+        """Send one; its `number` is what a client that comes back names as the last it has seen."""
         if not self.begun:
             headers = [
                 (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -142,7 +142,8 @@ class EventStream:
             ]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             self.begun = True
-        await self._send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
+        named = b"" if number is None else b"id: %d\n" % number
+        await self._send({"type": "http.response.body", "body": b"%bdata: %b\n\n" % (named, data), "more_body": True})
 
     async def end(self) -> None:
         """No more come."""
@@ -161,6 +162,11 @@ def header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
+def has_header(scope: Scope, name: bytes) -> bool:
+    """Whether there is a header of that name, in small letters."""
+    return any(key == name for key, _ in scope["headers"])
+
+
 def credentials(scope: Scope) -> Credentials:
     """What the caller shows."""
     given, bearer = header(scope, b"x-api-key"), header(scope, b"authorization")
@@ -169,7 +175,7 @@ def credentials(scope: Scope) -> Credentials:
 
 def timeout(scope: Scope) -> float | None:
     """How many seconds the caller waits. Raises InvalidRequest."""
-    if all(key != b"x-request-timeout" for key, _ in scope["headers"]):
+    if not has_header(scope, b"x-request-timeout"):
         return None
     try:
         seconds = float(header(scope, b"x-request-timeout"))
@@ -204,7 +210,3 @@ async def _quietly(work: Coroutine[Any, Any, Response | None]) -> tuple[Response
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the request is over {limit} bytes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,8 +17,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2, empty_pb2
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf import any_pb2, duration_pb2, empty_pb2, struct_pb2
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import error_details_pb2, status_pb2
@@ -25,7 +25,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 import model_ops_pb2 as pb
-from modelops.api.errors import AlreadyLoaded, InvalidRequest, ModelOpsError, TooLarge
+from modelops.api.errors import AlreadyLoaded, InvalidRequest, ModelOpsError, too_large
 from modelops.api.operations import OPERATIONS, Operation
 from modelops.api.types import Response
 from modelops.service import Call, Coordinator, Credentials, internal
@@ -73,6 +73,11 @@ _BOUNDS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.max_connection_idle_ms": 600_000,
 }
+
+#: JSON within a message: an object.
+_STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
+#: Up to here each whole number is a double of its own.
+_WHOLE = 2**53
 
 #: Metadata of W3C Trace Context.
 _TRACE = ("traceparent", "tracestate")
@@ -191,7 +196,7 @@ class GrpcServer:
             with self._coordinator.following(call):
                 try:
                     call = await self._coordinator.admit(call, operation, _shown(context))
-                    request = operation.request.parse({**self._decode(takes, raw), **implied})
+                    request = operation.request.parse({**self._decode(operation, takes, raw), **implied})
                     return _encode(gives, await self._coordinator.perform(call, operation, request))
                 except ModelOpsError as error:
                     failure = error
@@ -209,7 +214,7 @@ class GrpcServer:
             with self._coordinator.following(call):
                 try:
                     call = await self._coordinator.admit(call, operation, _shown(context))
-                    request = operation.request.parse(self._decode(takes, raw))
+                    request = operation.request.parse(self._decode(operation, takes, raw))
                     async with contextlib.aclosing(self._coordinator.chunks(call, operation, request)) as chunks:
                         async for chunk in chunks:
                             await self._write(context, _encode(gives, chunk))
@@ -233,8 +238,8 @@ class GrpcServer:
         except grpc.aio.InternalError:  # its caller has gone just now
             raise asyncio.CancelledError from None
 
-    def _decode(self, kind: type[Message], raw: bytes) -> dict[str, Any]:
-        return _fields(self._parsed(kind, raw))
+    def _decode(self, operation: Operation, kind: type[Message], raw: bytes) -> dict[str, Any]:
+        return _fields(self._parsed(kind, raw, operation.too_large))
 
     async def _read(self, kind: type[Message], raw: bytes, context: _Context) -> Message:
         """The message, for a service that is not ours; ends the call where it is none."""
@@ -243,9 +248,9 @@ class GrpcServer:
         except ModelOpsError as error:
             await _abort(context, _call(context), error)
 
-    def _parsed(self, kind: type[Message], raw: bytes) -> Message:
+    def _parsed(self, kind: type[Message], raw: bytes, to_do: str = "") -> Message:
         if len(raw) > self._listening.max_body_bytes:
-            raise TooLarge(f"the request is over {self._listening.max_body_bytes} bytes")
+            raise too_large(self._listening.max_body_bytes, to_do)
         try:
             return kind.FromString(raw)
         except DecodeError:
@@ -287,24 +292,59 @@ def _messages(rpc: str) -> tuple[type[Message], type[Message]]:
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """The message's given fields, by name. Raises InvalidRequest for a field that this release does not know."""
+    """The message's given fields, by name. Raises InvalidRequest for a field that this release does not know.
+
+    A list without anything in it is not given: on the wire the two are one.
+    """
+    _known(message)
+    fields: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        one = _object if field.message_type and field.message_type.full_name == _STRUCT else _fields
+        if field.is_repeated:
+            if value:
+                fields[field.name] = [one(item) for item in value] if field.message_type else list(value)
+        elif field.has_presence:
+            if message.HasField(field.name):
+                fields[field.name] = one(value) if field.message_type else value
+        elif value or field.name in _ZERO_COUNTS:
+            fields[field.name] = value
+    return fields
+
+
+def _object(message: Message) -> dict[str, Any]:
+    """A Struct as REST reads the same JSON. Raises InvalidRequest for what is none."""
+    _known(message)
+    assert isinstance(message, struct_pb2.Struct)
+    return {name: _value(value) for name, value in message.fields.items()}
+
+
+def _value(value: struct_pb2.Value) -> Any:
+    _known(value)
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _object(value.struct_value)
+        case "list_value":
+            return [_value(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            if not math.isfinite(number):
+                raise InvalidRequest(f"{number} is no number that JSON has")
+            # Each number is a double here: whole ones are what was written as such.
+            return int(number) if number.is_integer() and abs(number) <= _WHOLE else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case _:
+            return None
+
+
+def _known(message: Message) -> None:
     unknown = UnknownFieldSet(message)
     numbers = sorted({unknown[index].field_number for index in range(len(unknown))})[:5]
     if numbers:
         raise InvalidRequest(f"unknown field number {', '.join(map(str, numbers))} in {message.DESCRIPTOR.name}")
-    fields: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.is_repeated and field.type == FieldDescriptor.TYPE_MESSAGE:
-            fields[field.name] = [_fields(item) for item in value]
-        elif field.is_repeated:
-            fields[field.name] = list(value)
-        elif field.has_presence and field.type != FieldDescriptor.TYPE_MESSAGE:
-            if message.HasField(field.name):
-                fields[field.name] = value
-        elif value or field.name in _ZERO_COUNTS:
-            fields[field.name] = value
-    return fields
 
 
 def _encode(kind: type[Message], answer: Response) -> bytes:
@@ -316,7 +356,14 @@ def _call(context: _Context) -> Call:
     given, remaining = metadata.get("x-request-id", ""), context.time_remaining()
     trace = {key: metadata[key] for key in _TRACE if key in metadata}
     request_id = given if 0 < len(given) <= 128 else uuid.uuid4().hex
-    call = Call(request_id, "grpc", timeout_s=remaining, trace=trace, peer=_address(context.peer()))
+    call = Call(
+        request_id,
+        "grpc",
+        timeout_s=remaining,
+        trace=trace,
+        peer=_address(context.peer()),
+        idempotency_key=metadata.get("idempotency-key"),
+    )
     context.set_trailing_metadata((("x-request-id", call.request_id),))
     return call
 

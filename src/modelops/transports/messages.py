@@ -34,6 +34,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 TRACE = ("traceparent", "tracestate")
 _ENVELOPE = (*_KINDS, "payload")
 _FIND_REQUEST_ID = re.compile(rb'"request_id"\s*:\s*"([^"\\\x00-\x1f]{1,128})"')
+_FIND_ACTION = re.compile(rb'"action"\s*:\s*"(\w+)"', re.ASCII)
 
 
 def envelope(message: Any) -> dict[str, Any]:
@@ -61,6 +62,13 @@ def find_request_id(body: memoryview) -> str:
     """The request's id, found without reading the rest: it is echoed even when the rest is unreadable."""
     found = _FIND_REQUEST_ID.search(bytes(body[:4096])) or _FIND_REQUEST_ID.search(bytes(body[-4096:]))
     return found[1].decode("utf-8", "replace") if found else ""
+
+
+def advice(body: memoryview) -> str:
+    """What to do about a message that is too large to be read, as far as its beginning tells."""
+    found = _FIND_ACTION.search(bytes(body[:4096]))
+    operation = ACTIONS.get(found[1].decode()) if found else None
+    return operation.too_large if operation else ""
 
 
 def done(call: Call, result: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -17,7 +17,7 @@ STATUS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "Invalid request"),
     "unauthenticated": (401, "No key, or a wrong one"),
     "permission_denied": (403, "The key lacks the scope; or, without keys, the caller is no program of this machine"),
-    "not_found": (404, "Model not found"),
+    "not_found": (404, "Model not found, or whatever else was named"),
     "conflict": (409, "Model already loaded, or in a state that does not allow this"),
     "too_large": (413, "Request too large"),
     "rate_limited": (429, "Rate limit exceeded"),
@@ -34,6 +34,8 @@ _SUCCESS = {
     "list_models": "List of models",
     "load_model": "Model loaded successfully",
     "unload_model": "Model unloaded successfully",
+    "list_jobs": "List of jobs",
+    "create_job": "Job created successfully",
 }
 #: Either header holds the key.
 _KEY: list[dict[str, list[str]]] = [{"ApiKeyAuth": []}, {"BearerAuth": []}]
@@ -108,7 +110,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     route = operation.route
     success: dict[str, Any] = {
         "description": _SUCCESS.get(operation.name, "The answer"),
-        "content": {"application/json": {"schema": _ref(operation.response)}},
+        "content": {"application/json": {"schema": _answer(operation)}},
     }
     if stream := operation.stream:
         told = f"Each event is a{'n' if stream.chunk.__name__[0] in 'AEIOU' else ''} {stream.chunk.__name__}."
@@ -134,6 +136,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if route.method == "POST":
         described["requestBody"] = _body(operation.request)
     return described
+
+
+def _answer(operation: Operation) -> dict[str, Any]:
+    if not (array := operation.route.array):
+        return _ref(operation.response)
+    (item,) = get_args(operation.response.model_fields[array].annotation)
+    return {"type": "array", "items": _ref(item)}
 
 
 def _planned(planned: Planned) -> dict[str, Any]:
@@ -190,12 +199,24 @@ def _parameters(operation: Operation) -> Iterable[dict[str, Any]]:
         if f"{{{name}}}" in operation.route.path:
             yield {"name": name, "in": "path", "required": True, "schema": _as_3_0(schemas[name])}
         elif name in operation.route.query:
-            yield {
-                "name": name,
-                "in": "query",
-                "description": fields[name].description or "",
-                "schema": {"type": "boolean", "default": fields[name].default},
-            }
+            schema = {key: value for key, value in _as_3_0(schemas[name]).items() if key != "nullable"}
+            described = schema.pop("description", "")
+            yield {"name": name, "in": "query", "description": described, "schema": schema}
+    if operation.stream and operation.stream.after:
+        yield {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "description": f"As `{operation.stream.after}`, before which it goes; sent by who comes back to a stream.",
+            "schema": _as_3_0(schemas[operation.stream.after]),
+        }
+    if operation.creates:
+        yield {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "Repeated with the same key, it creates nothing more, and gives the first answer again.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+            "example": "a4b8c1d6",
+        }
     yield {
         "name": "X-Request-Timeout",
         "in": "header",
@@ -228,7 +249,8 @@ def _schemas() -> dict[str, Any]:
     for operation in OPERATIONS:
         if operation.route.method == "POST":
             models[operation.request] = None
-        models[operation.response] = None
+        if not operation.route.array:
+            models[operation.response] = None
         if operation.stream:
             models[operation.stream.chunk] = None
     for planned in PLANNED:

@@ -31,7 +31,7 @@ from modelops.api.planned import PLANNED, Planned
 from modelops.service import Call, Coordinator, internal
 from modelops.tasks import Tasks
 from modelops.transports import openai, openapi
-from modelops.transports.endpoint import CALL, Endpoint, EventStream, admit, credentials, header
+from modelops.transports.endpoint import CALL, Endpoint, EventStream, admit, credentials, has_header, header
 from modelops.transports.http import HttpServer
 from modelops.transports.listening import Listening
 from modelops.transports.problems import problem
@@ -100,7 +100,14 @@ class _Followed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = {name: value for name in _TRACE if (value := header(scope, name.encode()))}
         wanted = f"{scope['method']} {scope['path'][:100]}"
-        call = Call(_request_id(scope), "rest", trace=trace, peer=str((scope["client"] or ("",))[0]), wanted=wanted)
+        call = Call(
+            _request_id(scope),
+            "rest",
+            trace=trace,
+            peer=str((scope["client"] or ("",))[0]),
+            wanted=wanted,
+            idempotency_key=header(scope, b"idempotency-key") if has_header(scope, b"idempotency-key") else None,
+        )
         scope[CALL] = call
         with self._coordinator.following(call):
             await self._app(scope, receive, send)
@@ -220,7 +227,9 @@ class _Endpoint(Endpoint):
             if name not in route.query:
                 known = f"known: {', '.join(route.query)}" if route.query else "there are none here"
                 raise InvalidRequest(f"unknown query parameter '{name[:64]}'; {known}")
-            fields[name] = _boolean(name, value)
+            fields[name] = _typed(self.operation.request, name, value)
+        if (stream := self.operation.stream) and stream.after and (last := header(scope, b"last-event-id")):
+            fields[stream.after] = _number("the header 'Last-Event-ID'", last)  # sent by who comes back: the later word
         return fields
 
     async def answer(self, call: Call, fields: dict[str, Any], send: Send) -> Response | None:
@@ -230,11 +239,13 @@ class _Endpoint(Endpoint):
             events = EventStream(call, send)
             async with contextlib.aclosing(self.coordinator.chunks(call, self.operation, request)) as chunks:
                 async for chunk in chunks:
-                    await events.event(chunk.model_dump_json(exclude_none=True).encode())
+                    await events.event(
+                        chunk.model_dump_json(exclude_none=True).encode(), getattr(chunk, "number", None)
+                    )
             await events.end()
             return None
         answer = await self.coordinator.perform(call, self.operation, request)
-        body = answer.model_dump_json().encode()
+        body = _whole(answer, self.operation.route.array).encode()
         response = Response(body, _status(self.operation, request), media_type="application/json")
         response.headers["x-request-id"] = call.request_id
         return response
@@ -242,6 +253,14 @@ class _Endpoint(Endpoint):
     def refusal(self, scope: Scope, error: ModelOpsError) -> Response:
         """As RFC 9457 says."""
         return _refusal(scope, error)
+
+
+def _whole(answer: types.Response, array: str) -> str:
+    """The answer as JSON; of one that is an array, what is in it."""
+    if not array:
+        return answer.model_dump_json()
+    items: list[types.Response] = getattr(answer, array)
+    return f"[{','.join(item.model_dump_json() for item in items)}]"
 
 
 def _status(operation: Operation, request: types.Request) -> int:
@@ -284,7 +303,19 @@ def _query(raw: bytes) -> list[tuple[str, str]]:
     return parse_qsl(raw.decode("latin-1"), keep_blank_values=True)
 
 
-def _boolean(name: str, value: str) -> bool:
+def _typed(request: type[types.Request], name: str, value: str) -> bool | int | str:
+    """What stands in the query, as the request's field of that name takes it."""
+    kind = request.model_fields[name].annotation
+    if kind is int:
+        return _number(f"query parameter '{name}'", value)
+    if kind is not bool:
+        return value
     if value.lower() not in ("true", "false", "1", "0"):
         raise InvalidRequest(f"query parameter '{name}' must be true or false")
     return value.lower() in ("true", "1")
+
+
+def _number(what: str, value: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,20}", value):
+        raise InvalidRequest(f"{what} must be a whole number")
+    return int(value)

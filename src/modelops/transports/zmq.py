@@ -21,7 +21,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from modelops.api import types
-from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded, TooLarge, shutting_down
+from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded, shutting_down, too_large
 from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
 from modelops.transports import messages
@@ -188,7 +188,7 @@ class ZmqServer:
                 ),
             )
         elif len(body) > self._listening.max_body_bytes:
-            work = self._tell(peer, TooLarge(f"the request is over {self._listening.max_body_bytes} bytes"))
+            work = self._tell(peer, too_large(self._listening.max_body_bytes, messages.advice(body.buffer)))
         else:
             work = self._answer(peer, body.bytes)
         task = self._tasks.start("answer", work)
@@ -244,6 +244,7 @@ class ZmqServer:
                     request_id=peer.request_id or call.request_id,
                     timeout_s=message.get("timeout_s"),
                     trace={name: message[name] for name in messages.TRACE if name in message},
+                    idempotency_key=peer.request_id or None,
                 )
                 await self._perform(peer, call, message, shown)
                 return

@@ -15,8 +15,9 @@ from modelops.cli.doctor.coordinator import Coordinator
 from modelops.cli.doctor.findings import Area, Finding, count, mb, typed
 from modelops.cli.doctor.machine import holds
 from modelops.serving import gguf, sources
-from modelops.serving.catalog import NAME, Version, natural_type, wish_of
+from modelops.serving.catalog import NAME, Version, wish_of
 from modelops.serving.devices import Device, Machine
+from modelops.serving.model_files import natural_type
 from modelops.serving.placement import HOST, MB, Bill, Holder, Plan, Wants, place
 from modelops.serving.running import room
 from modelops.serving.tuning import Tuned, tune

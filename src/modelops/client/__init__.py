@@ -10,137 +10,45 @@ Errors are those of `modelops.api.errors`, each with its `code`, `retry_after_s`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
-import ssl
+import threading
+import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from typing import Any, Self
 
 import httpx
 
 from modelops.api import chat as chats
-from modelops.api import types
-from modelops.api.errors import BY_CODE, InvalidRequest, ModelOpsError
-from modelops.api.operations import OPERATIONS, Operation
-
-DEFAULT_URL = "http://127.0.0.1:8008"
+from modelops.api import learning, types
+from modelops.api.errors import InvalidRequest
+from modelops.client.wire import DEFAULT_URL, Answer, Trust, Unreachable, Wire, chunk, failure
 
 #: A turn of a conversation: `{"role": "user", "content": "Hello!"}`; its fields are those of ChatTurn.
 Turn = Mapping[str, Any]
 
-_BY_NAME = {operation.name: operation for operation in OPERATIONS}
-_Answer = TypeVar("_Answer", bound=types.Response)
+#: Between the beginnings of two watches of a job: a coordinator that shuts down ends each at once, until it is away.
+_SOONEST_S = 0.5
 
-
-class Unreachable(ModelOpsError):
-    """No coordinator answers at the address."""
-
-    code = "unreachable"
-
-
-@dataclass(frozen=True)
-class _Trust:
-    """Whom we trust, and what we show."""
-
-    api_key: str | None
-    ca_file: str | Path | None
-    certificate: tuple[str | Path, str | Path] | None
-
-    def context(self) -> ssl.SSLContext | bool:
-        """What httpx takes as `verify`. Raises InvalidRequest for files that cannot be used."""
-        if not self.ca_file and not self.certificate:
-            return True
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file)
-            if self.certificate:
-                context.load_cert_chain(*self.certificate)
-        except OSError as error:  # ssl.SSLError is one
-            named = self.ca_file or (self.certificate or ("",))[0]
-            raise InvalidRequest(f"'{named}' cannot be used as a certificate: {error.strerror or error}") from None
-        return context
-
-
-class _Wire:
-    """What both clients share: from a request to HTTP, and back."""
-
-    def __init__(self, url: str, trust: _Trust, timeout_s: float | None) -> None:
-        try:
-            parsed = httpx.URL(url)
-        except httpx.InvalidURL:
-            parsed = httpx.URL()
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise InvalidRequest(f"'{url}' is no address of a coordinator; one is written {DEFAULT_URL}")
-        if trust.api_key and not (trust.api_key.isascii() and trust.api_key.isprintable()):
-            raise InvalidRequest("what was given as the key is none: it holds characters that no key has")
-        self.url = url.rstrip("/")
-        self.options: dict[str, Any] = {
-            "base_url": self.url,
-            "headers": {"X-API-Key": trust.api_key} if trust.api_key else {},
-            "verify": trust.context(),
-            # The server bounds the answer; a connection that is not there should be noticed at once.
-            "timeout": httpx.Timeout(timeout_s, connect=5.0),
-        }
-
-    def request(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of httpx for the operation `name`; checked here first, so that mistakes cost no round trip."""
-        operation: Operation = _BY_NAME[name]
-        given = {key: value for key, value in fields.items() if value is not None}
-        operation.request.parse(given)
-        path = operation.route.path
-        for key in list(given):
-            if f"{{{key}}}" in path:
-                path = path.replace(f"{{{key}}}", quote(str(given.pop(key)), safe=""))
-        query = {key: str(given.pop(key)).lower() for key in operation.route.query if key in given}
-        arguments: dict[str, Any] = {"method": operation.route.method, "url": path, "params": query}
-        if operation.route.method == "POST":
-            arguments["json"] = given
-        return arguments
-
-    def unreachable(self, error: httpx.TransportError) -> ModelOpsError:
-        """What a broken connection is told as."""
-        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-            return BY_CODE["deadline_exceeded"]("the coordinator did not answer in time")
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return Unreachable(
-                f"the certificate of {self.url} is not trusted; give its file, or its authority's: ca_file (--ca-file)"
-            )
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return Unreachable(f"no coordinator answers at {self.url}; start one with 'modelops serve'")
-        maybe = "; perhaps it is https:// there" if self.url.startswith("http://") else ""
-        return Unreachable(f"the connection to {self.url} broke: {type(error).__name__}{maybe}")
-
-
-def _failure(status: int, body: bytes) -> ModelOpsError:
-    try:
-        told = json.loads(body)
-        kind = BY_CODE.get(told["code"], ModelOpsError)
-        return kind(told["detail"], retry_after_s=told.get("retry_after_s"), details=told.get("details"))
-    except (ValueError, KeyError, TypeError):
-        return _strange(status)
-
-
-def _strange(status: int) -> ModelOpsError:
-    return ModelOpsError(f"the answer was HTTP {status}, and not from a coordinator")
-
-
-def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
-    if not response.is_success:
-        raise _failure(response.status_code, response.content)
-    try:
-        return kind.model_validate_json(response.content)
-    except ValueError:
-        raise _strange(response.status_code) from None
+__all__ = ["DEFAULT_URL", "AsyncClient", "Client", "Turn", "Unreachable"]
 
 
 def _turns(messages: Sequence[Turn]) -> list[dict[str, Any]]:
     return [dict(turn) for turn in messages]
 
 
-def _chunk(kind: type[_Answer], line: str) -> _Answer | None:
-    return kind.model_validate_json(line[6:]) if line.startswith("data: ") else None
+def _key(idempotency_key: str | None) -> dict[str, str]:
+    if idempotency_key is None:
+        return {}
+    if not (idempotency_key.isascii() and idempotency_key.isprintable()):  # no header could hold it
+        raise InvalidRequest("an idempotency key is 1 to 255 printable characters of ASCII")
+    return {"Idempotency-Key": idempotency_key}
+
+
+def _goes_on(event: learning.JobEvent) -> bool:
+    """Whether that is the last one only because the time is up."""
+    return event.done and event.job is not None and event.job.completed_at is None
 
 
 class Client:
@@ -159,7 +67,7 @@ class Client:
         ca_file: str | Path | None = None,
         certificate: tuple[str | Path, str | Path] | None = None,
     ) -> None:
-        self._wire = _Wire(url, _Trust(api_key, ca_file, certificate), timeout_s)
+        self._wire = Wire(url, Trust(api_key, ca_file, certificate), timeout_s)
         self._http = httpx.Client(**self._wire.options)
         #: Where the coordinator is.
         self.url = self._wire.url
@@ -250,6 +158,47 @@ class Client:
         """Remove what nothing needs."""
         return self._call("prune", types.Removal)
 
+    # --- learning jobs ---
+    def create_job(
+        self, job_type: learning.JobType, model: str, *, idempotency_key: str | None = None, **options: Any
+    ) -> learning.LearningJob:
+        """A learning job, waiting for its turn; `options` are the other fields of CreateJobRequest.
+
+        Repeated with the same key, it is the job that was created first.
+        """
+        fields = {"job_type": job_type, "model_name": model, **options}
+        return self._call("create_job", learning.LearningJob, _key(idempotency_key), **fields)
+
+    def list_jobs(self, status: learning.JobStatus | None = None) -> list[learning.LearningJob]:
+        """The learning jobs, the newest first."""
+        return self._call("list_jobs", learning.JobList, status=status).jobs
+
+    def get_job(self, job_id: str) -> learning.LearningJob:
+        """One learning job as it stands."""
+        return self._call("get_job", learning.LearningJob, job_id=job_id)
+
+    def watch_job(self, job_id: str, *, after: int = 0, follow: bool = True) -> Generator[learning.JobEvent]:
+        """What has happened to the job after the event of that number, and what happens until it has ended.
+
+        The last event is `done` and holds the `job`. Without `follow` that is the last one so far. Where the
+        coordinator ends a long watch, it is taken up again. Raises Unreachable where the coordinator goes away: the
+        job goes on after its restart, and so does a watch `after` the last event's number.
+        """
+        while True:
+            event, soonest = None, time.monotonic() + _SOONEST_S
+            for event in self._stream("watch_job", learning.JobEvent, job_id=job_id, after=after, follow=follow):
+                after = event.number
+                if not (follow and _goes_on(event)):
+                    yield event
+            if event is None or not (follow and _goes_on(event)):
+                return
+            threading.Event().wait(max(0.0, soonest - time.monotonic()))  # nobody sets it
+
+    def cancel_job(self, job_id: str, reason: str = "") -> learning.LearningJob:
+        """The job, which ends soon if it has not yet."""
+        return self._call("cancel_job", learning.LearningJob, job_id=job_id, reason=reason)
+
+    # --- the whole ---
     def status(self) -> types.SystemStatus:
         """The machine and what runs on it."""
         return self._call("status", types.SystemStatus)
@@ -258,20 +207,22 @@ class Client:
         """Whether the coordinator can serve, part by part."""
         return self._call("health", types.HealthResponse)
 
-    def _stream(self, name: str, kind: type[_Answer], **fields: Any) -> Generator[_Answer]:
+    def _stream(self, name: str, kind: type[Answer], **fields: Any) -> Generator[Answer]:
         try:
             with self._http.stream(**self._wire.request(name, fields)) as response:
                 if not response.is_success:
-                    raise _failure(response.status_code, response.read())
+                    raise failure(response.status_code, response.read())
                 for line in response.iter_lines():
-                    if chunk := _chunk(kind, line):
-                        yield chunk
+                    if found := chunk(kind, line):
+                        yield found
         except httpx.TransportError as error:
             raise self._wire.unreachable(error) from error
 
-    def _call(self, name: str, kind: type[_Answer], **fields: Any) -> _Answer:
+    def _call(
+        self, name: str, kind: type[Answer], headers: Mapping[str, str] | None = None, /, **fields: Any
+    ) -> Answer:
         try:
-            return _parsed(kind, self._http.request(**self._wire.request(name, fields)))
+            return self._wire.parsed(name, kind, self._http.request(**self._wire.request(name, fields, headers)))
         except httpx.TransportError as error:
             raise self._wire.unreachable(error) from error
 
@@ -288,7 +239,7 @@ class AsyncClient:
         ca_file: str | Path | None = None,
         certificate: tuple[str | Path, str | Path] | None = None,
     ) -> None:
-        self._wire = _Wire(url, _Trust(api_key, ca_file, certificate), timeout_s)
+        self._wire = Wire(url, Trust(api_key, ca_file, certificate), timeout_s)
         self._http = httpx.AsyncClient(**self._wire.options)
         #: Where the coordinator is.
         self.url = self._wire.url
@@ -391,6 +342,41 @@ class AsyncClient:
         """Remove what nothing needs."""
         return await self._call("prune", types.Removal)
 
+    # --- learning jobs ---
+    async def create_job(
+        self, job_type: learning.JobType, model: str, *, idempotency_key: str | None = None, **options: Any
+    ) -> learning.LearningJob:
+        """As Client.create_job."""
+        fields = {"job_type": job_type, "model_name": model, **options}
+        return await self._call("create_job", learning.LearningJob, _key(idempotency_key), **fields)
+
+    async def list_jobs(self, status: learning.JobStatus | None = None) -> list[learning.LearningJob]:
+        """As Client.list_jobs."""
+        return (await self._call("list_jobs", learning.JobList, status=status)).jobs
+
+    async def get_job(self, job_id: str) -> learning.LearningJob:
+        """As Client.get_job."""
+        return await self._call("get_job", learning.LearningJob, job_id=job_id)
+
+    async def watch_job(self, job_id: str, *, after: int = 0, follow: bool = True) -> AsyncGenerator[learning.JobEvent]:
+        """As Client.watch_job."""
+        while True:
+            event, soonest = None, time.monotonic() + _SOONEST_S
+            fields = {"job_id": job_id, "after": after, "follow": follow}
+            async with contextlib.aclosing(self._stream("watch_job", learning.JobEvent, **fields)) as events:
+                async for event in events:
+                    after = event.number
+                    if not (follow and _goes_on(event)):
+                        yield event
+            if event is None or not (follow and _goes_on(event)):
+                return
+            await asyncio.sleep(max(0.0, soonest - time.monotonic()))
+
+    async def cancel_job(self, job_id: str, reason: str = "") -> learning.LearningJob:
+        """As Client.cancel_job."""
+        return await self._call("cancel_job", learning.LearningJob, job_id=job_id, reason=reason)
+
+    # --- the whole ---
     async def status(self) -> types.SystemStatus:
         """As Client.status."""
         return await self._call("status", types.SystemStatus)
@@ -399,19 +385,22 @@ class AsyncClient:
         """As Client.health."""
         return await self._call("health", types.HealthResponse)
 
-    async def _stream(self, name: str, kind: type[_Answer], **fields: Any) -> AsyncGenerator[_Answer]:
+    async def _stream(self, name: str, kind: type[Answer], **fields: Any) -> AsyncGenerator[Answer]:
         try:
             async with self._http.stream(**self._wire.request(name, fields)) as response:
                 if not response.is_success:
-                    raise _failure(response.status_code, await response.aread())
+                    raise failure(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
-                    if chunk := _chunk(kind, line):
-                        yield chunk
+                    if found := chunk(kind, line):
+                        yield found
         except httpx.TransportError as error:
             raise self._wire.unreachable(error) from error
 
-    async def _call(self, name: str, kind: type[_Answer], **fields: Any) -> _Answer:
+    async def _call(
+        self, name: str, kind: type[Answer], headers: Mapping[str, str] | None = None, /, **fields: Any
+    ) -> Answer:
         try:
-            return _parsed(kind, await self._http.request(**self._wire.request(name, fields)))
+            response = await self._http.request(**self._wire.request(name, fields, headers))
+            return self._wire.parsed(name, kind, response)
         except httpx.TransportError as error:
             raise self._wire.unreachable(error) from error
