@@ -2,13 +2,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LEARNS := $(VENV)/.installed-learning
 MODEL  ?= smollm2
+TORCH  ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test soak check format lint types contracts audit proto lock bench clean
+.PHONY: help install install-learning run test soak check format lint types contracts audit proto lock bench example-capitals clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
 
 install: $(STAMP)  ## make .venv and install everything into it, hash by hash
 
@@ -17,6 +19,14 @@ $(STAMP): pyproject.toml requirements/dev.txt scripts/venv.sh
 	@echo "installing into $(VENV): about a minute, once"
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install-learning: $(LEARNS)  ## add what learning jobs train with, and torch: TORCH says which (docs/dependencies.md)
+
+$(LEARNS): $(STAMP) requirements/learning.txt
+	@echo "installing into $(VENV): a minute or two, once; torch is the largest part"
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/learning.txt
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@touch $@
 
 run: install  ## fetch the default model, start the coordinator, serve it
@@ -35,6 +45,9 @@ soak: install  ## the long runs of what `make test` runs short, with what each o
 		tests/serving/test_placement.py tests/serving/test_bill.py tests/serving/test_scheduler_machine.py
 	FUZZ_MESSAGES=100000 SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest -rP --timeout 1200 \
 		tests/contract/test_fuzz.py tests/contract/test_schemathesis.py
+	LEARNING_KILLS=10 $(BIN)/python -m pytest -rP --timeout 1200 tests/chaos/test_learning.py
+	GATE_ALL=1 $(BIN)/python -m pytest -rP --timeout 1200 tests/learning/test_gate.py -m engine
+	JOBS_SEEDS=40 $(BIN)/python -m pytest -q --timeout 1200 tests/store/test_jobs_at_once.py
 	$(BIN)/python bench/forms.py
 	$(BIN)/python bench/streams.py
 
@@ -67,9 +80,13 @@ proto-check: install
 lock: install  ## lock the newest releases that pyproject.toml admits
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements/runtime.txt
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra learning --extra examples --no-emit-package torch --constraint requirements/dev.txt --output-file requirements/learning.txt
 
 bench: install  ## what the coordinator adds over the engine called directly (docs/benchmarks.md)
 	$(BIN)/python bench/gateway.py
+
+example-capitals: install-learning  ## fine-tune the default model with a coordinator that runs (examples/capitals)
+	@$(BIN)/python examples/capitals/run.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

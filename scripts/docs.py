@@ -1,12 +1,18 @@
 """Makes docs/settings.md from the settings, docs/metrics.md from the families of /metrics and docs/openai.md from the
-tables of fields; with --check only says whether they are up to date."""
+tables of fields, and the tables of parameters in docs/learning.md; with --check only says whether they are up to date.
+"""
 
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
 from modelops.api.forms import ANNOTATIONS, KEPT, NOT_KEPT
+from modelops.api.learning import DpoParameters, EvaluateParameters, LoraParameters
 from modelops.cli import serve
 from modelops.metrics.families import FAMILIES, UNKNOWN
 from modelops.settings import PREFIX, described
@@ -177,13 +183,57 @@ def openai() -> str:
     return page + AFTER_SCHEMAS + AFTER_OPENAI
 
 
+def learning() -> str:
+    """The page of learning jobs, with its tables of parameters."""
+    page = (DOCS / "learning.md").read_text(encoding="utf-8")
+    tables = {
+        "lora": _parameters(LoraParameters),
+        "dpo": _parameters(DpoParameters, beside=LoraParameters),
+        "evaluate": _parameters(EvaluateParameters),
+    }
+    for kind, table in tables.items():
+        page = re.sub(rf"(<!-- parameters of {kind} -->\n).*?(<!-- end -->)", rf"\1{table}\2", page, flags=re.DOTALL)
+    return page
+
+
+def _parameters(of: type[BaseModel], beside: type[BaseModel] | None = None) -> str:
+    """A table of the fields; without those that another type has alike."""
+    known = beside.model_json_schema()["properties"] if beside else {}
+    told = "| parameter | default | may be | |\n| --- | --- | --- | --- |\n"
+    for name, schema in of.model_json_schema()["properties"].items():
+        if schema == known.get(name):
+            continue
+        field = of.model_fields[name]
+        default = field.default if field.default is not PydanticUndefined else ""
+        written = "" if isinstance(default, BaseModel) else f"`{json.dumps(default)}`"
+        told += f"| `{name}` | {written} | {_allowed(schema)} | {_cell(schema.get('description', ''))} |\n"
+    return told
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a value may be, in a few words."""
+    if "$ref" in schema:
+        return "an object, see below"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"some of {_allowed(schema['items'])}"
+    if schema["type"] == "string":
+        return "a text"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]:,}" for key, sign in signs.items() if key in schema]
+    return ("an integer " if schema["type"] == "integer" else "a number ") + ", ".join(bounds)
+
+
 def _cell(text: str) -> str:
     return text.replace("<", "&lt;").replace("|", "&#124;")
 
 
 def main() -> None:
     """Generate in place, or compare."""
-    for name, page in (("settings.md", settings()), ("metrics.md", metrics()), ("openai.md", openai())):
+    pages = {"settings.md": settings, "metrics.md": metrics, "openai.md": openai, "learning.md": learning}
+    for name, made in pages.items():
+        page = made()
         target = DOCS / name
         if "--check" not in sys.argv:
             target.write_text(page, encoding="utf-8")
