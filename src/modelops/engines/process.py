@@ -208,15 +208,18 @@ def _descendants(pid: int) -> list[int]:
     return [other for child in guard.children(pid) for other in (child, *_descendants(child))]
 
 
-def kill_leftovers(marker: str) -> int:
-    """Kill every process that has `marker` in its command line, with its descendants; return how many there were.
+def kill_leftovers(marker: str, program: str = "") -> int:
+    """Kill every process that has `marker` in its command line, and is of `program` where that is given, with its
+    descendants; return how many there were.
 
     For what a coordinator that was killed may have left: each engine's command line holds the path of its socket.
     """
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and any(marker in part for part in process.cmdline()):
+            line = process.cmdline()
+            ours = process.pid != os.getpid() and (not program or program in line)
+            if ours and any(marker in part for part in line):
                 found.update([process, *process.children(recursive=True)])
     for process in found:
         with contextlib.suppress(psutil.Error):

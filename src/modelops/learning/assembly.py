@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from pathlib import Path
 
-import psutil
-
+from modelops.engines.process import kill_leftovers
 from modelops.learning.child import PROGRAM
 from modelops.learning.engines import OwnEngines
 from modelops.learning.folders import Folders
@@ -58,7 +56,7 @@ class Learning:
         """Clear away what a killed predecessor has left. Before anybody can create a job."""
         self._folders.jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         # A trainer of a coordinator that was killed ends with it; one that has not yet would write beside the next.
-        await asyncio.to_thread(_kill_trainers, f"{self._folders.jobs.resolve()}/")
+        await asyncio.to_thread(kill_leftovers, f"{self._folders.jobs.resolve()}/", PROGRAM[-1])
         await asyncio.to_thread(self._folders.sweep, await self._queries.unfinished())
 
     async def start(self) -> None:
@@ -69,12 +67,3 @@ class Learning:
         """Stop; what is under way goes back to the queue. Done twice it is done once."""
         await self._runner.close()
         await self.jobs.close()
-
-
-def _kill_trainers(folder: str) -> None:
-    """Kill every child program that works under `folder`."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            line = process.cmdline()
-            if PROGRAM[-1] in line and any(part.startswith(folder) for part in line):
-                process.kill()

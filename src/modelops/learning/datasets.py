@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from pydantic_core import from_json, to_json
 
 from modelops.api.errors import DiskFull, InvalidRequest, NotFound
 from modelops.api.learning import JobType
+from modelops.learning import files
 
 Turn = Mapping[str, str]
 
@@ -263,22 +262,11 @@ def write(dataset: Dataset[Any], file: Path) -> None:
 
     Raises DiskFull; OSError where the folder cannot be written.
     """
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with partial.open("xb") as out:
+        with files.whole(file) as partial, partial.open("wb") as out:
             out.writelines(map(_canonical, dataset.rows))
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as error:
         _no_room(error, dataset.size)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @overload

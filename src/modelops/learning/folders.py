@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelops.learning import files
+
 #: Names of the files of rows.
 TRAIN, HELD_OUT, REGRESSION = "train.jsonl", "eval.jsonl", "regression.jsonl"
+
+
+def rewritten(bases: Path, digest: str) -> Path:
+    """Where the model of that digest is, or will be, rewritten as 16-bit numbers: once for all jobs."""
+    return bases / f"{digest.removeprefix('sha256:')}-f16.gguf"
 
 
 class Folders:
@@ -28,7 +34,7 @@ class Folders:
 
     def base(self, digest: str) -> Path:
         """The model of that digest rewritten as 16-bit numbers, once it was."""
-        return self.bases / f"{digest.removeprefix('sha256:')}-f16.gguf"
+        return rewritten(self.bases, digest)
 
     def make(self, job_id: str) -> Path:
         """The job's own folder, made for its owner only."""
@@ -43,8 +49,7 @@ class Folders:
     def sweep(self, kept: Collection[str]) -> int:
         """Delete the folders of all jobs but those: what a killed coordinator has left. How many there were."""
         gone = 0
-        for partial in self.bases.glob("*.partial*"):
-            partial.unlink(missing_ok=True)
+        files.sweep(self.bases)
         with contextlib.suppress(FileNotFoundError):
             for folder in self.jobs.iterdir():
                 if folder.name not in kept:
@@ -66,12 +71,7 @@ class Folders:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write the file whole, or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    files.write(file, json.dumps(content).encode())
 
 
 def read_json(file: Path) -> dict[str, Any]:

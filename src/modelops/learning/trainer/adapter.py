@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modelops.learning import files
 from modelops.learning.support import ARCHITECTURES
-from modelops.learning.trainer import files
 from modelops.learning.trainer.report import Failed
 from modelops.serving.gguf_reader import Table
 

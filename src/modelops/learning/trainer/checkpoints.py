@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelops.learning.trainer import files, report
+from modelops.learning import files
+from modelops.learning.trainer import report
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from modelops.learning.trainer import adapter, files, report, weights
+from modelops.learning import files
+from modelops.learning.folders import rewritten
+from modelops.learning.trainer import adapter, report, weights
 from modelops.learning.trainer.task import Task
 from modelops.learning.trainer.weights import Kind, table
 
@@ -46,7 +48,7 @@ def convert(task: Task, folder: Path) -> None:
 
 def plain_base(task: Task) -> Path:
     """Where the rewrite of the task's base as F16 is, or will be: made once for all jobs."""
-    return task.bases / f"{task.digest.removeprefix('sha256:')}-f16.gguf"
+    return rewritten(task.bases, task.digest)
 
 
 def _part(number: int, of: int) -> Callable[[int, int], None]:

@@ -23,7 +23,8 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import DPOTrainer, SFTTrainer
 
-from modelops.learning.trainer import checkpoints, files, report
+from modelops.learning import files
+from modelops.learning.trainer import checkpoints, report
 from modelops.learning.trainer.pace import Pace
 from modelops.learning.trainer.report import Failed
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelops.learning.trainer import base, files, report, rows
+from modelops.learning import files
+from modelops.learning.trainer import base, report, rows
 from modelops.learning.trainer.encoding import Encoder
 from modelops.learning.trainer.report import Failed
 from modelops.learning.trainer.task import Task

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelops.learning import datasets
+from modelops.learning import datasets, files
 from modelops.learning.datasets import Example, Preference
-from modelops.learning.trainer import files, judged, report
+from modelops.learning.trainer import judged, report
 from modelops.learning.trainer.report import Failed
 from modelops.learning.trainer.task import Task
 from modelops.serving import gguf

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from modelops.learning.trainer import files
+from modelops.learning import files
 from modelops.learning.trainer.adapter import Adapter, Pair
 from modelops.learning.trainer.report import Failed
 from modelops.serving import quant_plan

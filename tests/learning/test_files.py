@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from modelops.learning.trainer import files
+from modelops.learning import files
 
 _HANGS = """
 import sys, signal
 from pathlib import Path
-from modelops.learning.trainer import files
+from modelops.learning import files
 with files.whole(Path(sys.argv[1])) as partial:
     partial.write_bytes(b"half")
     print(flush=True)
