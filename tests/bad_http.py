@@ -106,13 +106,15 @@ class _Handler(socketserver.StreamRequestHandler):
         answer = self.server.answers.get(path)
         self.server.requests.append(Request(method, path, headers))
         if answer is None:
-            self._send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            self._send(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         elif answer.raw:
             self._send(answer.raw)
         elif answer.status != 200 and answer.failures:
             answer.failures -= 1
             told = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
-            self._send(f"HTTP/1.1 {answer.status} As Told\r\nContent-Length: 0\r\n{told}\r\n".encode())
+            self._send(
+                f"HTTP/1.1 {answer.status} As Told\r\nConnection: close\r\nContent-Length: 0\r\n{told}\r\n".encode()
+            )
         else:
             self._file(answer, method, headers)
 
@@ -127,11 +129,11 @@ class _Handler(socketserver.StreamRequestHandler):
         same = answer.blind or headers.get("if-range", answer.etag) == answer.etag
         start = int(asked[1]) if asked and answer.ranges and same else 0
         if start and start >= len(answer.content):
-            self._send(b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n")
+            self._send(b"HTTP/1.1 416 Range Not Satisfiable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             return
         body = answer.content[start:]
         head = "HTTP/1.1 206 Partial Content\r\n" if start else "HTTP/1.1 200 OK\r\n"
-        told = dict(answer.headers)
+        told = {"Connection": "close", **answer.headers}  # else a client may ask again on a connection that ends
         if answer.etag:
             told["ETag"] = answer.etag
         if start:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import secrets
 import shutil
 import time
@@ -291,8 +292,9 @@ def _row(job_id: str, request: CreateJobRequest, checked: Checked, caller: str, 
 
 
 def _digest(request: CreateJobRequest) -> str:
-    """What the same request has again."""
-    return hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:32]
+    """What the same request has again; protobuf keeps no order of the fields of free-form rows and parameters."""
+    asked = json.dumps(request.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def _event(row: EventRow) -> JobEvent:
