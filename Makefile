@@ -5,9 +5,11 @@ STAMP  := $(VENV)/.installed
 LEARNS := $(VENV)/.installed-learning
 MODEL  ?= smollm2
 TORCH  ?= torch==2.13.0
+# Most tests wait: for an engine, a clock, a process. Files stay whole, since what a file starts its tests share.
+TESTERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-learning run test soak check format lint types contracts audit proto lock bench example-capitals clean
+.PHONY: help install install-learning run test soak check format lint types contracts audit proto lock bench example-capitals example-goal clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -35,7 +37,7 @@ run: install  ## fetch the default model, start the coordinator, serve it
 
 test: install  ## every test that needs no program besides Python, with the real model
 	@$(BIN)/modelops pull --quiet $(MODEL)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 soak: install  ## the long runs of what `make test` runs short, with what each of them saw
 	@$(BIN)/modelops pull --quiet $(MODEL)
@@ -45,9 +47,12 @@ soak: install  ## the long runs of what `make test` runs short, with what each o
 		tests/serving/test_placement.py tests/serving/test_bill.py tests/serving/test_scheduler_machine.py
 	FUZZ_MESSAGES=100000 SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest -rP --timeout 1200 \
 		tests/contract/test_fuzz.py tests/contract/test_schemathesis.py
+	AVAILABILITY_KILLS=20 AVAILABILITY_RESTARTS=3 AVAILABILITY_MODELS=4 $(BIN)/python -m pytest -rP --timeout 1200 \
+		tests/chaos/test_availability.py
 	LEARNING_KILLS=10 $(BIN)/python -m pytest -rP --timeout 1200 tests/chaos/test_learning.py
+	QUALITY_KILLS=5 $(BIN)/python -m pytest -rP --timeout 1200 tests/chaos/test_quality.py
 	GATE_ALL=1 $(BIN)/python -m pytest -rP --timeout 1200 tests/learning/test_gate.py -m engine
-	JOBS_SEEDS=40 $(BIN)/python -m pytest -q --timeout 1200 tests/store/test_jobs_at_once.py
+	JOBS_SEEDS=40 $(BIN)/python -m pytest -q --timeout 1200 tests/store/test_durable_at_once.py
 	$(BIN)/python bench/forms.py
 	$(BIN)/python bench/streams.py
 
@@ -87,6 +92,11 @@ bench: install  ## what the coordinator adds over the engine called directly (do
 
 example-capitals: install-learning  ## fine-tune the default model with a coordinator that runs (examples/capitals)
 	@$(BIN)/python examples/capitals/run.py
+
+example-goal: install-learning  ## wish that the default model knows them, with a coordinator that runs (examples/goals)
+	@$(BIN)/modelops goals create quality smollm2 --train examples/capitals/train.jsonl \
+	  --eval examples/capitals/heldout.jsonl --regression examples/capitals/regression.jsonl \
+	  --regression-metric contains --target 0.95 --watch-seconds 30 --max-jobs 4 --watch
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -35,6 +35,12 @@ JUDGED: dict[str, Any] = {
     "dataset": [{"prompt": "a", "completion": "b"}],
     "dry_run": True,
 }
+#: A goal that is not.
+KEPT: dict[str, Any] = {
+    "title": "it answers",
+    "objective": {"type": "availability", "models": ["m"]},
+    "dry_run": True,
+}
 #: In chunks: what is asked, and whether it is left after the first of them.
 STREAMS = {
     "stream": ("infer", False),
@@ -42,6 +48,7 @@ STREAMS = {
     "talk": ("chat", False),
     "walked off": ("chat", True),
     "watched": ("watch_job", False),
+    "awaited": ("watch_goal", False),
 }
 #: What is mixed.
 MIXED: tuple[Call, ...] = (
@@ -72,6 +79,13 @@ MIXED: tuple[Call, ...] = (
     ("get_job", {"job_id": "nobody"}),
     ("cancel_job", {"job_id": "nobody"}),
     ("watched", {"job_id": "nobody"}),
+    ("create_goal", KEPT),
+    ("create_goal", KEPT | {"objective": {"type": "availability", "models": ["nobody"]}}),
+    ("create_goal", KEPT | {"objective": {"type": "happiness"}}),
+    ("list_goals", {"status": "all"}),
+    ("get_goal", {"goal_id": "nobody"}),
+    ("cancel_goal", {"goal_id": "nobody"}),
+    ("awaited", {"goal_id": "nobody"}),
     ("status", {}),
     ("health", {}),
 )
@@ -205,7 +219,7 @@ def test_what_each_transport_cannot_read_counts_too(counted: Served) -> None:
         ("GET", "/nowhere", "not_found"),
         ("PATCH", "/models", "invalid_request"),
         ("GET", "/openapi.json", "ok"),
-        ("POST", "/goals", "not_implemented"),
+        ("POST", "/goals", "invalid_request"),
     ],
 )
 def test_every_request_over_http_counts(method: str, path: str, code: str, counted: Served) -> None:
@@ -262,7 +276,10 @@ def test_refusals_say_why(tmp_path: Path) -> None:
         admin = make_key(served.data_dir, "admin", "--scope", "admin")  # the later one: once it is known both are
         with wires.connected(served, admin) as clients:
             wire = clients["rest"]
-            wait_until(lambda: wire.call("status").code == "", what="the key being known")
+            wire.key = "nonsense"  # while no key is known, anybody may call with any
+            wait_until(lambda: wire.call("status").code == "unauthenticated", what="keys being known")
+            wire.key = admin
+            wait_until(lambda: wire.call("status").code == "", what="this key being known")
             holding = wire.stream({"model_name": "m", "input_text": "Hello", "max_tokens": 2000})
             next(holding)
             assert wire.call("infer", {"model_name": "m", "input_text": "Hello"}).code == "overloaded"

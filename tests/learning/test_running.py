@@ -67,7 +67,7 @@ def test_training_stands_still_while_requests_are_answered_and_ends_when_somebod
         assert job.error_message == "enough"
         assert job.metrics["step"] > 0
         assert not child.is_running()
-        assert asked.status().learning_jobs_running == 0
+        wait_until(lambda: asked.status().learning_jobs_running == 0, 5.0, "nobody who works on it")
     assert not list((served.data_dir / "learning" / "jobs").iterdir())
 
 
