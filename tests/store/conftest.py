@@ -1,4 +1,5 @@
-"""`store` is a database with the tables of learning jobs, of both kinds, and `jobs` are the queries on it."""
+"""`store` is a database, of both kinds, with the tables of `sort`, which is one kind of durable work after the other;
+`queries` are those on them, and `new` is a row."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, delete
 
-from modelops.store.jobs import JobQueries
-from modelops.store.tables import learning_job_events, learning_jobs, metadata
+from modelops.store.durable import DurableRow
+from modelops.store.tables import metadata
 from postgres import postgres
-from store.jobs import Store
+from store.durables import SORTS, Queries, Sort, Store
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +22,31 @@ def server() -> Iterator[URL]:
         yield address
 
 
+@pytest.fixture(params=list(SORTS))
+def sort(request: pytest.FixtureRequest) -> Sort:
+    return SORTS[request.param]
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.program("postgres"))])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, tmp_path: Path, sort: Sort) -> AsyncIterator[Store]:
     async with AsyncExitStack() as stack:
         if request.param == "sqlite":
-            store = Store(stack, tmp_path / "state.db")
+            store = Store(stack, tmp_path / "state.db", sort)
             await store.engine()
         else:
-            store = Store(stack, request.getfixturevalue("server"))
+            store = Store(stack, request.getfixturevalue("server"), sort)
             async with (await store.engine()).begin() as connection:
                 await connection.run_sync(metadata.create_all)
-                for table in (learning_jobs, learning_job_events):
+                for table in sort.tables:
                     await connection.execute(delete(table))
         yield store
 
 
 @pytest.fixture
-async def jobs(store: Store) -> JobQueries:
+async def queries(store: Store) -> Queries:
     return await store.open()
+
+
+@pytest.fixture
+def new(sort: Sort) -> DurableRow:
+    return sort.new

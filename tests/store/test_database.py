@@ -16,6 +16,8 @@ from metrics.pages import samples, value
 from modelops.metrics import Metrics
 from modelops.store.database import StateFileError, open_database
 from modelops.store.estimates import EstimateQueries, EstimateRow
+from modelops.store.goals import GoalQueries
+from modelops.store.jobs import EventRow, JobQueries, JobRow
 from modelops.store.models import ModelQueries, VersionRow
 from modelops.store.residents import ResidentQueries
 from modelops.store.tables import MIGRATIONS, metadata
@@ -195,3 +197,22 @@ async def test_what_was_learnt_of_a_driver_before_it_was_told_apart_is_forgotten
     database = await open_database(file)
     assert await EstimateQueries(database).of("sha", "gpu") == [EstimateRow("sha", "one", "gpu", 3, 2, "", 4, 1.0)]
     await database.dispose()
+
+
+async def test_what_there_was_before_goals_is_kept_and_how_models_run_is_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    for step in MIGRATIONS[:6]:
+        for statement in step:
+            do(file, statement)
+    do(file, "INSERT INTO models (model_name, active, wanted, wish) VALUES ('m', 2, 1, '{}')")
+    fields = "id, number, job_type, model_name, status, created_at"
+    do(file, f"INSERT INTO learning_jobs ({fields}) VALUES ('job', 4, 'lora', 'm', 'pending', 2.5)")
+    do(file, "INSERT INTO learning_job_events (job_id, number, at, kind) VALUES ('job', 1, 3.5, 'log')")
+    do(file, "PRAGMA user_version = 6")
+    database = await open_database(file)
+    assert await JobQueries(database).all() == [JobRow("job", "lora", "m", created_at=2.5, number=4)]
+    assert await JobQueries(database).events("job") == [EventRow("job", 1, 3.5, "log")]
+    assert await GoalQueries(database).all("all") == []
+    assert [(model.active, model.wanted) for model in await ResidentQueries(database).all()] == [(2, True)]
+    await database.dispose()
+    assert ask(file, "SELECT model_name, tuned FROM models") == [("m", "")]

@@ -46,3 +46,12 @@ async def test_writes_are_done_in_the_order_in_which_they_are_asked_for(queries:
     writes = [queries.set_wanted("m", wanted=bool(at % 2), wish="{}", at=at) for at in range(40)]
     await asyncio.gather(*writes)
     assert await queries.all() == [ModelRow("m", wanted=True, changed_at=39.0)]
+
+
+async def test_how_it_was_tuned_is_kept_beside_the_rest_and_goes_with_it(queries: ResidentQueries) -> None:
+    await queries.set_wanted("m", wanted=True, wish='{"slots": 2}', at=2.5)
+    await queries.set_tuned("m", '{"slots": 3}')
+    assert await queries.all() == [ModelRow("m", 0, 0, True, '{"slots": 2}', 2.5, '{"slots": 3}')]
+    await queries.remove("m")
+    await queries.set_active("m", 1, 0)
+    assert await queries.all() == [ModelRow("m", active=1)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+from modelops.durable.bell import Bell
 from modelops.engines.process import kill_leftovers
 from modelops.learning.child import PROGRAM
 from modelops.learning.engines import OwnEngines
 from modelops.learning.folders import Folders
-from modelops.learning.jobs import Bell, Jobs
+from modelops.learning.jobs import Jobs
 from modelops.learning.runner import Runner
 from modelops.learning.work import Works
 from modelops.learning.yielding import Yielding
@@ -23,7 +25,10 @@ from modelops.store.jobs import JobQueries
 
 
 class Learning:
-    """All parts of learning. `jobs` can be asked from the beginning; they are worked on from `start` to `close`."""
+    """All parts of learning. `jobs` can be asked from the beginning; they are worked on from `start` to `close`.
+
+    `listeners` are called with the id of each job about which there is something new.
+    """
 
     def __init__(
         self,
@@ -37,10 +42,13 @@ class Learning:
     ) -> None:
         self._queries = queries
         self._folders = folders = Folders(settings.data_dir.resolve() / "learning")
-        yielding, bell = Yielding(settings.learning.resume_after_s), Bell()
-        pool.on_busy = yielding.busy
-        engines = OwnEngines(settings, machine, runtime_dir)
-        works = Works(settings, queries, catalog, pool, engines, yielding, folders, machine, bell.ring)
+        self.yielding, self._bell = Yielding(settings.learning.resume_after_s), Bell()
+        pool.on_busy = self.yielding.busy
+        self.engines = OwnEngines(settings, machine, runtime_dir)
+        self.listeners: list[Callable[[str], None]] = []
+        works = Works(
+            settings, queries, catalog, pool, self.engines, self.yielding, folders, machine, changed=self._changed
+        )
         self._runner = Runner(
             queries,
             works,
@@ -48,9 +56,9 @@ class Learning:
             # The same after a restart: the data folder is one coordinator's alone.
             owner=hashlib.sha256(str(settings.data_dir.resolve()).encode()).hexdigest()[:16],
             at_once=settings.learning.max_parallel_jobs,
-            changed=bell.ring,
+            changed=self._changed,
         )
-        self.jobs = Jobs(settings, queries, catalog, pool, folders, metrics, bell, self._runner, machine)
+        self.jobs = Jobs(settings, queries, catalog, pool, folders, metrics, self._bell, self._runner, machine)
 
     async def clear(self) -> None:
         """Clear away what a killed predecessor has left. Before anybody can create a job."""
@@ -67,3 +75,8 @@ class Learning:
         """Stop; what is under way goes back to the queue. Done twice it is done once."""
         await self._runner.close()
         await self.jobs.close()
+
+    def _changed(self, job_id: str) -> None:
+        self._bell.ring(job_id)
+        for listener in self.listeners:
+            listener(job_id)

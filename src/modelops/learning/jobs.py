@@ -12,14 +12,15 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
-from modelops.api.errors import Conflict, DiskFull, ModelOpsError, NotFound, Overloaded, shutting_down
+from modelops.api.errors import Conflict, DiskFull, ModelOpsError, NotFound, Overloaded
 from modelops.api.learning import CreateJobRequest, EventKind, JobEvent, JobStatus, LearningJob, Priority
+from modelops.durable.bell import Bell
+from modelops.durable.watching import watch
 from modelops.learning import datasets
-from modelops.learning.checks import Checked, check
+from modelops.learning.checks import Checked, Rows, check
 from modelops.learning.folders import Folders
 from modelops.learning.runner import Runner
 from modelops.metrics import Metrics
@@ -32,42 +33,7 @@ from modelops.store.jobs import EventRow, JobQueries, JobRow
 from modelops.tasks import Tasks
 
 PRIORITIES: dict[Priority, int] = {"low": 0, "medium": 1, "high": 2, "critical": 3}
-_ENDED = ("completed", "failed", "cancelled")
-#: How often somebody who watches looks where nobody says that there is something new.
-_LOOK_S = 1.0
-_AT_ONCE = 1000  # events that are read together
 _SPARE_BYTES = 256 << 20  # left free on the disk
-
-
-class Bell:
-    """Wakes whoever waits for something new about a job."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        self.closed = False
-
-    def ring(self, job_id: str) -> None:
-        """There is something new."""
-        for event in self._waiting.get(job_id, ()):
-            event.set()
-
-    def close(self) -> None:
-        """Nobody waits any more."""
-        self.closed = True
-        for job_id in self._waiting:
-            self.ring(job_id)
-
-    @contextlib.contextmanager
-    def hearing(self, job_id: str) -> Any:
-        """An event that is set whenever it rings for the job."""
-        event = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(event)
-        try:
-            yield event
-        finally:
-            self._waiting[job_id].discard(event)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
 
 
 class Jobs:
@@ -110,14 +76,18 @@ class Jobs:
         self._bell.close()
         await self._tasks.finish()
 
-    async def preview(self, request: CreateJobRequest) -> LearningJob:
+    async def preview(self, request: CreateJobRequest, rows: Mapping[str, Rows] | None = None) -> LearningJob:
         """What the job would be, and take (`plan`); nothing is created, its id is empty. Raises as `create`."""
-        checked = await self._checked(request)
+        checked = await self._checked(request, rows)
         row = _row("", request, checked, "", None)
         return self._told(row).model_copy(update={"plan": checked.plan})
 
-    async def create(self, request: CreateJobRequest, *, caller: str, key: str | None) -> LearningJob:
+    async def create(
+        self, request: CreateJobRequest, *, caller: str, key: str | None, rows: Mapping[str, Rows] | None = None
+    ) -> LearningJob:
         """The job, waiting for its turn; or the one that this caller made before under the same idempotency key.
+
+        `rows`, by the name of their file, are the coordinator's own, read and checked before: the request has none.
 
         Raises InvalidRequest for what is wrong with the request or a row, NotFound for the model or a file,
         NotAvailable where the extra `learning` is not installed, InsufficientMemory where it would never fit.
@@ -130,7 +100,7 @@ class Jobs:
                 "cancel some, or try again when some have ended",
                 retry_after_s=60.0,
             )
-        checked = await self._checked(request)
+        checked = await self._checked(request, rows)
         row = _row(secrets.token_hex(6), request, checked, caller, key)
         # Whoever asked may be gone meanwhile: rows and row belong together.
         added = await self._tasks.whole(f"create {row.id}", self._create(row, checked), expected=(ModelOpsError,))
@@ -174,32 +144,16 @@ class Jobs:
         job's end, that is an event which has been seen already, or number 0, and the job has not ended.
         Raises NotFound before the first event.
         """
-        await self._row(job_id)
-        if self._bell.closed:
-            raise shutting_down()
-        loop, seen = asyncio.get_running_loop(), after
-        with self._bell.hearing(job_id) as rung:
-            while True:
-                rung.clear()
-                row = await self._row(job_id)
-                events = await self._queries.events(job_id, seen, _AT_ONCE)
-                ended = row.status in _ENDED and len(events) < _AT_ONCE  # or there may be more of them
-                for event in events:
-                    seen = event.number
-                    if event is not events[-1] or not ended:
-                        yield _event(event)
-                if ended:
-                    last = _event(events[-1]) if events else _nothing_new(seen)
-                    yield last.model_copy(update={"done": True, "job": self._told(row)})
-                    return
-                if events:
-                    continue
-                if loop.time() >= deadline or self._bell.closed:
-                    yield _nothing_new(seen).model_copy(update={"done": True, "job": self._told(row)})
-                    return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(deadline, loop.time() + _LOOK_S)):
-                        await rung.wait()
+        watched = watch(self._queries, self._bell, job_id, after, deadline, self._row)
+        async with contextlib.aclosing(watched) as events:
+            async for event, row in events:
+                said = _event(event)
+                yield said.model_copy(update={"done": True, "job": self._told(row)}) if row else said
+
+    async def of_key(self, caller: str, key: str) -> LearningJob | None:
+        """The job that the caller has made under that idempotency key, if there is one."""
+        row = await self._queries.of_key(caller, key)
+        return self._told(row) if row else None
 
     async def cancel(self, job_id: str, reason: str) -> LearningJob:
         """The job, which ends soon if it has not yet. Raises NotFound."""
@@ -214,8 +168,8 @@ class Jobs:
         return self._told(row)
 
     # --- helpers ---
-    async def _checked(self, request: CreateJobRequest) -> Checked:
-        checked = await check(request, self._settings, self._catalog, self._pool, self._machine)
+    async def _checked(self, request: CreateJobRequest, rows: Mapping[str, Rows] | None) -> Checked:
+        checked = await check(request, self._settings, self._catalog, self._pool, self._machine, rows)
         free = await asyncio.to_thread(self._free_bytes)
         needed = checked.disk_bytes + _SPARE_BYTES
         if free < needed:
@@ -302,10 +256,6 @@ def _event(row: EventRow) -> JobEvent:
     return JobEvent(
         number=row.number, at=_time(row.at), kind=kind, message=row.message, step=row.step, metrics=dict(row.metrics)
     )
-
-
-def _nothing_new(number: int) -> JobEvent:
-    return JobEvent(number=number, at=datetime.now(UTC), kind="state")
 
 
 def _time(seconds: float) -> datetime:

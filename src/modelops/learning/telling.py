@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from modelops.durable.work import Lost
 from modelops.learning.child import Said
 from modelops.store.jobs import JobQueries, JobRow
 from modelops.tasks import Tasks
@@ -23,10 +24,6 @@ log = logging.getLogger(__name__)
 #: Which part of the whole each step is, for the progress that is shown: training takes nearly all of the time.
 _SHARES = {"validate": 1, "prepare": 2, "train": 80, "convert": 2, "parity": 5, "evaluate": 10, "publish": 1}
 _TELL_S = 0.5  # between two events of progress
-
-
-class Lost(Exception):
-    """Somebody else works on the job by now."""
 
 
 class Telling:

@@ -14,7 +14,8 @@ from modelops.store.tables import models
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model. `active` and `previous` are numbers of versions, 0: none; `wish` is JSON; `changed_at` in seconds."""
+    """One model. `active` and `previous` are numbers of versions, 0: none; `wish` and `tuned` are JSON, the latter
+    empty for none; `changed_at` in seconds."""
 
     model_name: str
     active: int = 0
@@ -22,6 +23,7 @@ class ModelRow:
     wanted: bool = False
     wish: str = "{}"
     changed_at: float = 0.0
+    tuned: str = ""
 
 
 _FIELDS = [models.c[name] for name in ModelRow.__dataclass_fields__]
@@ -47,6 +49,10 @@ class ResidentQueries:
     async def set_wanted(self, model_name: str, *, wanted: bool, wish: str, at: float) -> None:
         """Record whether a restart has to load the model again, and how."""
         await self._write(model_name, wanted=wanted, wish=wish, changed_at=at)
+
+    async def set_tuned(self, model_name: str, tuned: str) -> None:
+        """Record how the model was tuned; empty: not any more."""
+        await self._write(model_name, tuned=tuned)
 
     async def remove(self, model_name: str) -> None:
         """Forget the model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, MetaData, String, Table, UniqueConstraint, false
 
 metadata = MetaData()
@@ -34,6 +36,9 @@ models = Table(
     Column("wanted", Boolean, nullable=False, server_default=false()),  # loaded: a restart brings it back
     Column("wish", String, nullable=False, server_default="{}"),
     Column("changed_at", Float, nullable=False, server_default="0"),
+    Column(
+        "tuned", String, nullable=False, server_default=""
+    ),  # JSON: how a goal found it to run best; empty: as it is
 )
 
 memory_estimates = Table(
@@ -66,49 +71,71 @@ keys = Table(
     Column("revoked_at", Float),
 )
 
-learning_jobs = Table(
+
+def _durable(name: str, *own: Column[Any]) -> Table:
+    """A table of durable work: what all such rows have, and what they have of their `own`."""
+    return Table(
+        name,
+        metadata,
+        Column("id", String, primary_key=True),
+        Column("number", Integer, nullable=False, unique=True),  # in the order of creation
+        *own,
+        Column("status", String, nullable=False, index=True),
+        Column("priority", Integer, nullable=False, server_default="1"),  # higher goes first
+        Column("caller", String, nullable=False, server_default=""),
+        Column("idempotency_key", String),  # of its caller; no two rows have the same
+        Column("request", String, nullable=False, server_default="{}"),  # JSON, as all that is text below
+        Column("memo", String, nullable=False, server_default="{}"),  # step → its result, of those that are done
+        Column("progress", Float, nullable=False, server_default="0"),
+        Column("metrics", String, nullable=False, server_default="{}"),
+        Column("result", String, nullable=False, server_default="{}"),
+        Column("error", String, nullable=False, server_default=""),
+        Column("message", String, nullable=False, server_default=""),
+        Column("cancel_reason", String),  # somebody wants it to end
+        Column("created_at", Float, nullable=False),
+        Column("started_at", Float),
+        Column("completed_at", Float),
+        Column("lease_owner", String, nullable=False, server_default=""),
+        Column("lease_until", Float, nullable=False, server_default="0"),
+        Column("fence", Integer, nullable=False, server_default="0"),  # grows with each claim: an older one is out
+        Column("attempts", Integer, nullable=False, server_default="0"),
+        UniqueConstraint("caller", "idempotency_key"),
+    )
+
+
+def _events(name: str, of: str) -> Table:
+    """A table of what happens to durable work; `of` is the name of the column with its id."""
+    return Table(
+        name,
+        metadata,
+        Column(of, String, key="of", primary_key=True),
+        Column("number", Integer, primary_key=True),  # from 1 on, for each of them
+        Column("at", Float, nullable=False),
+        Column("kind", String, nullable=False),
+        Column("step", String, nullable=False, server_default=""),
+        Column("message", String, nullable=False, server_default=""),
+        Column("metrics", String, nullable=False, server_default="{}"),
+    )
+
+
+learning_jobs = _durable(
     "learning_jobs",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("number", Integer, nullable=False, unique=True),  # in the order of creation
     Column("job_type", String, nullable=False),
     Column("model_name", String, nullable=False),
     Column("output_model_name", String, nullable=False, server_default=""),
-    Column("status", String, nullable=False, index=True),
-    Column("priority", Integer, nullable=False, server_default="1"),  # higher goes first
-    Column("caller", String, nullable=False, server_default=""),
-    Column("idempotency_key", String),  # of its caller; no two jobs have the same
-    Column("request", String, nullable=False, server_default="{}"),  # JSON, as all that is text below
-    Column("memo", String, nullable=False, server_default="{}"),  # step → its result, of those that are done
     Column("step", String, nullable=False, server_default=""),
-    Column("progress", Float, nullable=False, server_default="0"),
-    Column("metrics", String, nullable=False, server_default="{}"),
-    Column("result", String, nullable=False, server_default="{}"),
-    Column("error", String, nullable=False, server_default=""),
-    Column("message", String, nullable=False, server_default=""),
     Column("paused", Boolean, nullable=False, server_default=false()),
-    Column("cancel_reason", String),  # somebody wants it to end
-    Column("created_at", Float, nullable=False),
-    Column("started_at", Float),
-    Column("completed_at", Float),
-    Column("lease_owner", String, nullable=False, server_default=""),
-    Column("lease_until", Float, nullable=False, server_default="0"),
-    Column("fence", Integer, nullable=False, server_default="0"),  # grows with each claim: who has an older one is out
-    Column("attempts", Integer, nullable=False, server_default="0"),
-    UniqueConstraint("caller", "idempotency_key"),
 )
+learning_job_events = _events("learning_job_events", "job_id")
 
-learning_job_events = Table(
-    "learning_job_events",
-    metadata,
-    Column("job_id", String, primary_key=True),
-    Column("number", Integer, primary_key=True),  # from 1 on, for each job
-    Column("at", Float, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("step", String, nullable=False, server_default=""),
-    Column("message", String, nullable=False, server_default=""),
-    Column("metrics", String, nullable=False, server_default="{}"),
+goals = _durable(
+    "goals",
+    Column("title", String, nullable=False),
+    Column("goal_type", String, nullable=False),
+    Column("target_completion", Float),
+    Column("elapsed", Float, nullable=False, server_default="0"),  # seconds in which it was worked on
 )
+goal_events = _events("goal_events", "goal_id")
 
 #: Each step is the DDL that makes version N+1 of the state file from version N. Steps are never changed once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -155,5 +182,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "metrics VARCHAR NOT NULL DEFAULT '{}', PRIMARY KEY (job_id, number))",
         "ALTER TABLE model_versions ADD COLUMN base VARCHAR NOT NULL DEFAULT ''",
         "ALTER TABLE model_versions ADD COLUMN lineage VARCHAR NOT NULL DEFAULT ''",
+    ),
+    (
+        "CREATE TABLE goals (id VARCHAR NOT NULL PRIMARY KEY, number INTEGER NOT NULL UNIQUE, title VARCHAR NOT NULL, "
+        "goal_type VARCHAR NOT NULL, target_completion FLOAT, elapsed FLOAT NOT NULL DEFAULT 0, "
+        "status VARCHAR NOT NULL, priority INTEGER NOT NULL DEFAULT 1, caller VARCHAR NOT NULL DEFAULT '', "
+        "idempotency_key VARCHAR, request VARCHAR NOT NULL DEFAULT '{}', memo VARCHAR NOT NULL DEFAULT '{}', "
+        "progress FLOAT NOT NULL DEFAULT 0, metrics VARCHAR NOT NULL DEFAULT '{}', "
+        "result VARCHAR NOT NULL DEFAULT '{}', error VARCHAR NOT NULL DEFAULT '', message VARCHAR NOT NULL DEFAULT '', "
+        "cancel_reason VARCHAR, created_at FLOAT NOT NULL, started_at FLOAT, completed_at FLOAT, "
+        "lease_owner VARCHAR NOT NULL DEFAULT '', lease_until FLOAT NOT NULL DEFAULT 0, "
+        "fence INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, UNIQUE (caller, idempotency_key))",
+        "CREATE INDEX ix_goals_status ON goals (status)",
+        "CREATE TABLE goal_events (goal_id VARCHAR NOT NULL, number INTEGER NOT NULL, at FLOAT NOT NULL, "
+        "kind VARCHAR NOT NULL, step VARCHAR NOT NULL DEFAULT '', message VARCHAR NOT NULL DEFAULT '', "
+        "metrics VARCHAR NOT NULL DEFAULT '{}', PRIMARY KEY (goal_id, number))",
+        "ALTER TABLE models ADD COLUMN tuned VARCHAR NOT NULL DEFAULT ''",
     ),
 )

@@ -1,4 +1,4 @@
-"""Learning jobs that many work on at once: coroutines with connections of their own, and processes."""
+"""Durable work that many do at once, of each kind: coroutines with connections of their own, and processes."""
 
 from __future__ import annotations
 
@@ -17,45 +17,44 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from modelops.store.jobs import JobQueries, JobRow
-from modelops.store.tables import learning_jobs
-from store.jobs import JOB, Store, added, claimed
+from modelops.store.durable import DurableRow
+from store.durables import Queries, Store, added, claimed
 
 
-async def test_of_all_that_add_with_one_key_at_once_one_makes_the_job(store: Store) -> None:
+async def test_of_all_that_add_with_one_key_at_once_one_makes_the_row(store: Store, new: DurableRow) -> None:
     others = [await store.open() for _ in range(4)]
-    rows = [replace(JOB, id=f"{number}", idempotency_key=f"{number % 3}") for number in range(24)]
+    rows = [replace(new, id=f"{number}", idempotency_key=f"{number % 3}") for number in range(24)]
     answers = await asyncio.gather(*(others[number % 4].add(row) for number, row in enumerate(rows)))
     assert sum(made for _, made in answers) == 3
     assert len({row.id for row, _ in answers}) == 3
     assert [row.number for row in await others[0].all()] == [3, 2, 1]
 
 
-async def test_numbers_have_no_gaps_and_no_doubles(store: Store) -> None:
+async def test_numbers_have_no_gaps_and_no_doubles(store: Store, new: DurableRow) -> None:
     others = [await store.open() for _ in range(4)]
-    rows = [replace(JOB, id=f"{number}") for number in range(24)]
+    rows = [replace(new, id=f"{number}") for number in range(24)]
     answers = await asyncio.gather(*(others[number % 4].add(row) for number, row in enumerate(rows)))
     assert sorted(row.number for row, _ in answers) == list(range(1, 25))
 
 
-async def test_steps_that_are_memorised_at_once_are_all_kept(store: Store) -> None:
+async def test_steps_that_are_memorised_at_once_are_all_kept(store: Store, new: DurableRow) -> None:
     others = [await store.open() for _ in range(4)]
-    await others[0].add(JOB)
+    await others[0].add(new)
     await claimed(others[0])
-    await asyncio.gather(*(others[n % 4].memorise("job", 1, f"{n}", {"n": n}) for n in range(16)))
-    row = await others[0].get("job")
+    await asyncio.gather(*(others[n % 4].memorise("row", 1, f"{n}", {"n": n}) for n in range(16)))
+    row = await others[0].get("row")
     assert row is not None
     assert row.memo == {f"{n}": {"n": n} for n in range(16)}
 
 
-async def test_claims_at_once_are_of_different_jobs(store: Store) -> None:
+async def test_claims_at_once_are_of_different_rows(store: Store, new: DurableRow) -> None:
     others = [await store.open() for _ in range(4)]
-    await added(others[0], *(replace(JOB, id=f"{number}") for number in range(12)))
+    await added(others[0], *(replace(new, id=f"{number}") for number in range(12)))
     taken: list[str] = []
 
-    async def take(jobs: JobQueries) -> None:
-        while await jobs.count("pending"):
-            if row := await jobs.claim("any", 10.0, 5.0):
+    async def take(queries: Queries) -> None:
+        while await queries.count("pending"):
+            if row := await queries.claim("any", 10.0, 5.0):
                 assert row.fence == 1
                 taken.append(row.id)
 
@@ -63,57 +62,57 @@ async def test_claims_at_once_are_of_different_jobs(store: Store) -> None:
     assert sorted(taken, key=int) == [f"{number}" for number in range(12)]
 
 
-async def test_a_cancel_and_a_claim_at_once_agree(store: Store) -> None:
+async def test_a_cancel_and_a_claim_at_once_agree(store: Store, new: DurableRow) -> None:
     one, two = await store.open(), await store.open()
     for number in range(20):
-        job_id = f"{number}"
-        await one.add(replace(JOB, id=job_id))
-        asked, row = await asyncio.gather(one.ask_cancel(job_id, "typo", 9.0), two.claim("two", 10.0, 5.0))
+        row_id = f"{number}"
+        await one.add(replace(new, id=row_id))
+        asked, row = await asyncio.gather(one.ask_cancel(row_id, "typo", 9.0), two.claim("two", 10.0, 5.0))
         assert asked is not None
         if asked.status == "cancelled":
             assert row is None
         else:
-            assert row is None or row.id == job_id
+            assert row is None or row.id == row_id
             row = row or await claimed(two)
-            seen = await two.heartbeat(job_id, row.fence, 20.0)
+            seen = await two.heartbeat(row_id, row.fence, 20.0)
             assert seen is not None
             assert seen.cancel_reason == "typo"
-            assert await two.end(job_id, row.fence, "cancelled", 12.0, result={})
+            assert await two.end(row_id, row.fence, "cancelled", 12.0, result={})
 
 
-async def test_events_that_are_told_at_once_have_no_gaps(store: Store) -> None:
+async def test_events_that_are_told_at_once_have_no_gaps(store: Store, new: DurableRow) -> None:
     others = [await store.open() for _ in range(4)]
-    await others[0].add(JOB)
-    told = await asyncio.gather(*(others[n % 4].tell("job", 1.0, "log", message=f"{n}") for n in range(40)))
+    await others[0].add(new)
+    told = await asyncio.gather(*(others[n % 4].tell("row", 1.0, "log", message=f"{n}") for n in range(40)))
     assert sorted(told) == list(range(1, 41))
-    events = await others[0].events("job")
+    events = await others[0].events("row")
     assert {event.number: event.message for event in events} == {number: f"{n}" for n, number in enumerate(told)}
 
 
 # --- processes ---
 WORKER = """
 import asyncio, sys
+from importlib import import_module
 from pathlib import Path
 from sqlalchemy.ext.asyncio import create_async_engine
 from modelops.store.database import open_database
-from modelops.store.jobs import JobQueries
 
-async def main(kind, address, what):
+async def main(module, name, kind, address, what):
     database = await open_database(Path(address)) if kind == "file" else create_async_engine(address)
-    jobs = JobQueries(database)
-    await jobs.count("pending")
+    queries = getattr(import_module(module), name)(database)
+    await queries.count("pending")
     print("ready", flush=True)
     sys.stdin.readline()
     if what == "work":
-        while await jobs.count("pending"):
-            if row := await jobs.claim("any", 10.0, 5.0):
+        while await queries.count("pending"):
+            if row := await queries.claim("any", 10.0, 5.0):
                 print(row.id, row.fence, flush=True)
-                assert await jobs.tell(row.id, 11.0, "log", fence=row.fence)
-                assert await jobs.end(row.id, row.fence, "completed", 12.0, result={})
+                assert await queries.tell(row.id, 11.0, "log", fence=row.fence)
+                assert await queries.end(row.id, row.fence, "completed", 12.0, result={})
     elif what == "write":
         for number in range(10**6):
-            await jobs.memorise("job", 1, str(number), {})
-            print(await jobs.tell("job", 11.0, "log"), flush=True)
+            await queries.memorise("row", 1, str(number), {})
+            print(await queries.tell("row", 11.0, "log"), flush=True)
     await database.dispose()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -124,7 +123,8 @@ asyncio.run(main(*sys.argv[1:]))
 def worker(store: Store, what: str) -> Iterator[subprocess.Popen[str]]:
     at = store.address
     kind, address = ("file", str(at)) if isinstance(at, Path) else ("url", at.render_as_string(hide_password=False))
-    argv = [sys.executable, "-c", WORKER, kind, address, what]
+    made = store.sort.queries
+    argv = [sys.executable, "-c", WORKER, made.__module__, made.__name__, kind, address, what]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -143,8 +143,8 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-async def test_processes_share_the_work(store: Store, jobs: JobQueries) -> None:
-    await added(jobs, *(replace(JOB, id=f"{number}") for number in range(60)))
+async def test_processes_share_the_work(store: Store, queries: Queries, new: DurableRow) -> None:
+    await added(queries, *(replace(new, id=f"{number}") for number in range(60)))
     with worker(store, "work") as one, worker(store, "work") as two:
         workers = [one, two]
         assert [line(each) for each in workers] == ["ready"] * 2
@@ -155,14 +155,14 @@ async def test_processes_share_the_work(store: Store, jobs: JobQueries) -> None:
     assert sorted(itertools.chain(*taken), key=lambda said: int(said.split()[0])) == [
         f"{number} 1" for number in range(60)
     ]
-    assert await jobs.count("completed") == 60
+    assert await queries.count("completed") == 60
 
 
 async def test_a_process_killed_while_it_writes_leaves_nothing_half_and_holds_nobody_up(
-    store: Store, jobs: JobQueries
+    store: Store, queries: Queries, new: DurableRow
 ) -> None:
-    await jobs.add(JOB)
-    await claimed(jobs)
+    await queries.add(new)
+    await claimed(queries)
     last = 0
     for killed in (1, 2):
         with worker(store, "write") as process:
@@ -170,12 +170,12 @@ async def test_a_process_killed_while_it_writes_leaves_nothing_half_and_holds_no
             go(process)
             for _ in range(10 * killed):
                 last = int(line(process))
-        numbers = [event.number for event in await jobs.events("job")]
+        numbers = [event.number for event in await queries.events("row")]
         assert numbers == list(range(1, len(numbers) + 1))
         assert len(numbers) >= last
-        assert await jobs.tell("job", 1.0, "log") == len(numbers) + 1
-        assert await jobs.memorise("job", 1, f"after {killed}", {})
-    row = await jobs.get("job")
+        assert await queries.tell("row", 1.0, "log") == len(numbers) + 1
+        assert await queries.memorise("row", 1, f"after {killed}", {})
+    row = await queries.get("row")
     assert row is not None
     assert {f"after {killed}" for killed in (1, 2)} < row.memo.keys()
 
@@ -183,20 +183,23 @@ async def test_a_process_killed_while_it_writes_leaves_nothing_half_and_holds_no
 # --- what differs ---
 @pytest.mark.program("postgres")
 @pytest.mark.parametrize("store", ["postgres"], indirect=True)
-async def test_who_has_stopped_within_a_write_holds_no_other_job_up(store: Store, jobs: JobQueries) -> None:
-    await added(jobs, JOB, replace(JOB, id="other"))
+async def test_who_has_stopped_within_a_write_holds_no_other_job_up(
+    store: Store, queries: Queries, new: DurableRow
+) -> None:
+    await added(queries, new, replace(new, id="other"))
+    rows = store.sort.tables[0]
     async with (await store.engine()).begin() as connection:
-        await connection.execute(select(learning_jobs.c.id).where(learning_jobs.c.id == "job").with_for_update())
-        assert (await claimed(jobs)).id == "other"
-        assert await jobs.claim("one", 10.0, 5.0) is None
-    assert (await claimed(jobs)).id == "job"
+        await connection.execute(select(rows.c.id).where(rows.c.id == "row").with_for_update())
+        assert (await claimed(queries)).id == "other"
+        assert await queries.claim("one", 10.0, 5.0) is None
+    assert (await claimed(queries)).id == "row"
 
 
 @pytest.mark.program("postgres")
 @pytest.mark.parametrize("store", ["postgres"], indirect=True)
-async def test_a_stricter_isolation_refuses_nobody(store: Store) -> None:
+async def test_a_stricter_isolation_refuses_nobody(store: Store, new: DurableRow) -> None:
     others = [await store.open(isolation_level="SERIALIZABLE") for _ in range(3)]
-    await asyncio.gather(*(others[n % 3].add(replace(JOB, id=f"{n}", idempotency_key=f"{n % 6}")) for n in range(12)))
+    await asyncio.gather(*(others[n % 3].add(replace(new, id=f"{n}", idempotency_key=f"{n % 6}")) for n in range(12)))
     rows = await asyncio.gather(*(others[n % 3].claim("any", 10.0, 5.0) for n in range(12)))
     taken = [row for row in rows if row]
     assert len({row.id for row in taken}) == len(taken)
@@ -215,38 +218,38 @@ class Watch:
         self.random = random.Random(seed)
         self.now = 100.0
         self.newest: dict[str, int] = {}  # fence of the newest claim that was answered
-        self.until: dict[tuple[str, int], float] = {}  # what each holder was promised, until it gives the job up
+        self.until: dict[tuple[str, int], float] = {}  # what each holder was promised, until it gives the row up
         self.ends: dict[str, list[str]] = {}
         self.told: dict[str, list[int]] = {}
         self.steps: dict[str, list[str]] = {}
 
-    async def claim(self, jobs: JobQueries, name: str) -> JobRow | None:
+    async def claim(self, queries: Queries, name: str) -> DurableRow | None:
         at, until, ended = self.now, dict(self.until), set(self.ends)
-        steps = {job_id: set(steps) for job_id, steps in self.steps.items()}
-        row = await jobs.claim(name, at, 10.0)
+        steps = {row_id: set(steps) for row_id, steps in self.steps.items()}
+        row = await queries.claim(name, at, 10.0)
         if row:
-            assert row.id not in ended, "a job that had ended was claimed"
+            assert row.id not in ended, "a row that had ended was claimed"
             assert (row.id, row.fence) not in self.until, "two were given one fence"
             last = (row.id, row.fence - 1)
             if last in self.until:  # it has not been given up meanwhile
-                assert until.get(last, 0.0) <= at, "a job was claimed while its lease ran"
+                assert until.get(last, 0.0) <= at, "a row was claimed while its lease ran"
             assert steps.get(row.id, set()) <= row.memo.keys(), "a step was forgotten"
             self.until[row.id, row.fence] = row.lease_until
             self.newest[row.id] = max(self.newest.get(row.id, 0), row.fence)
         return row
 
-    async def write(self, row: JobRow, writing: Awaitable[Any]) -> Any:
+    async def write(self, row: DurableRow, writing: Awaitable[Any]) -> Any:
         newest = self.newest[row.id]
         done = await writing
-        assert not done or row.fence >= newest, "who had lost the job wrote to it"
+        assert not done or row.fence >= newest, "who had lost the row wrote to it"
         return done
 
 
-async def work(jobs: JobQueries, watch: Watch, name: str) -> None:
-    """Claims jobs and works on them as somebody would who may be slow or killed, until all have ended."""
+async def work(queries: Queries, watch: Watch, name: str) -> None:
+    """Claims rows and works on them as somebody would who may be slow or killed, until all have ended."""
     chance = watch.random.random
-    while await jobs.count("pending") + await jobs.count("running"):
-        row = await watch.claim(jobs, name)
+    while await queries.unfinished():
+        row = await watch.claim(queries, name)
         watch.now += chance() if row else 2.0
         if row is None:
             continue
@@ -255,19 +258,19 @@ async def work(jobs: JobQueries, watch: Watch, name: str) -> None:
             what = watch.random.choice(["beat", "beat", "note", "memorise", "tell", "sleep"])
             if what == "beat":
                 until = watch.now + 10.0
-                seen = await watch.write(row, jobs.heartbeat(*key, until))
+                seen = await watch.write(row, queries.heartbeat(*key, until))
                 if not seen:
                     held = False
                     break
                 watch.until[key], wanted = until, seen.cancel_reason is not None
             elif what == "note":
-                await watch.write(row, jobs.note(*key, progress=chance(), paused=True))
+                await watch.write(row, queries.note(*key, progress=chance()))
             elif what == "memorise":
                 step = f"{row.fence} {number}"
-                if await watch.write(row, jobs.memorise(*key, step, {"by": name})):
+                if await watch.write(row, queries.memorise(*key, step, {"by": name})):
                     watch.steps.setdefault(row.id, []).append(step)
             elif what == "tell":
-                told = await watch.write(row, jobs.tell(row.id, watch.now, "log", fence=row.fence))
+                told = await watch.write(row, queries.tell(row.id, watch.now, "log", fence=row.fence))
                 watch.told.setdefault(row.id, []).extend([told] if told else [])
             else:
                 watch.now += 4 * chance()
@@ -276,34 +279,34 @@ async def work(jobs: JobQueries, watch: Watch, name: str) -> None:
             continue
         del watch.until[key]  # it may be somebody else's as soon as the next is asked for
         if way < 0.3:
-            assert not await watch.write(row, jobs.release(*key)) or held
+            assert not await watch.write(row, queries.release(*key)) or held
             continue
         status = "cancelled" if wanted else watch.random.choice(["completed", "failed"])
-        if await watch.write(row, jobs.end(*key, status, watch.now, result={"by": name})):
-            assert held, "who was told that the job is somebody else's ended it"
+        if await watch.write(row, queries.end(*key, status, watch.now, result={"by": name})):
+            assert held, "who was told that the row is somebody else's ended it"
             watch.ends.setdefault(row.id, []).append(status)
 
 
-async def cancel(jobs: JobQueries, watch: Watch) -> None:
+async def cancel(queries: Queries, watch: Watch) -> None:
     for number in watch.random.sample(range(16), 6):
         for _ in range(watch.random.randrange(8)):
-            await jobs.count("running")
-        row = await jobs.ask_cancel(f"{number}", "typo", watch.now)
+            await queries.count("pending")
+        row = await queries.ask_cancel(f"{number}", "typo", watch.now)
         assert row is not None
         if row.status == "cancelled":  # by this, at once: nobody has asked for it before
             watch.ends.setdefault(row.id, []).append("cancelled")
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("JOBS_SEEDS", "3"))))
-async def test_many_workers_who_get_lost_end_each_job_once(store: Store, seed: int) -> None:
+async def test_many_workers_who_get_lost_end_each_row_once(store: Store, seed: int, new: DurableRow) -> None:
     watch = Watch(seed)
     others = [await store.open() for _ in range(3)]
-    await added(others[0], *(replace(JOB, id=f"{n}", priority=watch.random.randrange(3)) for n in range(16)))
+    await added(others[0], *(replace(new, id=f"{n}", priority=watch.random.randrange(3)) for n in range(16)))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(cancel(others[0], watch))
         for number in range(8):
             tasks.create_task(work(others[number % 3], watch, f"{number}"))
-    rows = await others[0].all()
+    rows = await others[0].all(store.sort.every)
     assert {row.id: [row.status] for row in rows} == watch.ends
     for row in rows:
         assert row.fence == row.attempts >= watch.newest.get(row.id, 0)
