@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelops.api.errors import DiskFull, InvalidRequest, NotFound
+from modelops.learning import datasets
 from modelops.learning.datasets import (
     Example,
     Overlap,
@@ -213,6 +214,12 @@ def test_what_is_written_is_what_is_read_back(tmp_path: Path, job_type: Any, row
     kept = file.read_bytes()
     assert dataset.digest == f"sha256:{hashlib.sha256(kept).hexdigest()}"
     assert dataset.size == len(kept)
+
+
+def test_a_set_that_is_kept_is_the_same_set(tmp_path: Path) -> None:
+    dataset = read([PAIR, {"messages": [SYSTEM, USER, ANSWER]}, {"text": "Señor 🇪🇸"}], "lora", "dataset")
+    write(dataset, tmp_path / "train.jsonl")
+    assert datasets.kept(tmp_path / "train.jsonl") == dataset
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 

@@ -17,7 +17,7 @@ from modelops.api.learning import EvaluateParameters
 from modelops.engines.base import EngineBroke
 from modelops.learning.asking import EngineAsker, PoolAsker
 from modelops.learning.datasets import Example
-from modelops.learning.evaluate import Evaluation, Judged, check, evaluate
+from modelops.learning.evaluate import Evaluation, Judged, check, compared, evaluate
 from serving.house import House
 
 PARAMETERS = EvaluateParameters(metrics=["exact_match", "contains"], max_tokens=1)
@@ -153,6 +153,27 @@ async def test_texts_have_a_perplexity_and_nothing_else(tmp_path: Path) -> None:
     each = [math.log(one.scores["perplexity"]) * one.scored for one in found.judged]
     assert math.log(found.scores["perplexity"]) * 42 == pytest.approx(math.fsum(each))
     assert (found.rows, without.rows, sorted(without.scores)) == (3, 1, ["f1"])
+
+
+def test_two_evaluations_are_compared_by_the_rows_that_both_could_judge() -> None:
+    def judged(*rows: tuple[int, dict[str, float], float]) -> Evaluation:
+        made = tuple(Judged(line, scores=scores, logprob=logprob, scored=4) for line, scores, logprob in rows)
+        return Evaluation({}, len(made), 0, 0.0, made)
+
+    right, wrong, text = {"exact_match": 1.0}, {"exact_match": 0.0}, {"perplexity": 2.0}
+    before = judged((1, right, 0.0), (2, wrong, 0.0), (3, right, 0.0), (4, text, -2.0), (5, text, -3.0))
+    after = judged((1, wrong, 0.0), (2, right, 0.0), (4, text, -1.0), (5, text, -9.0), (6, right, 0.0))
+    found = compared(["exact_match", "perplexity", "f1"], before, after)
+    assert found.keys() == {"exact_match", "perplexity"}
+    assert found["exact_match"] == {
+        "wins": 1,
+        "losses": 1,
+        "ties": 0,
+        "p_loses": pytest.approx(0.75),
+        "test": "mcnemar",
+    }
+    assert (found["perplexity"]["wins"], found["perplexity"]["losses"]) == (1, 1)
+    assert found["perplexity"]["test"] == "bootstrap"
 
 
 def test_metrics_that_can_judge_no_row_are_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import re
+import statistics
 import string
 from collections import Counter
 from functools import lru_cache
@@ -13,7 +15,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelops.learning import scoring
-from modelops.learning.scoring import ANSWERS, Paired, aggregate, contains, exact_match, f1, paired, perplexity, rouge_l
+from modelops.learning.scoring import (
+    ANSWERS,
+    aggregate,
+    bootstrap,
+    contains,
+    exact_match,
+    f1,
+    mcnemar,
+    paired,
+    perplexity,
+    rouge_l,
+)
 
 WORDS = ["Paris", "paris", "the", "The", "a", "an", "France.", "is", "in", "U.S.", "x-ray", "'tis", "42", "4,2", "--"]
 texts = st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join)
@@ -167,6 +180,68 @@ def test_means_are_over_the_rows_that_have_the_score() -> None:
 
 
 def test_rows_are_compared_one_by_one() -> None:
-    assert paired([0.0, 1.0, 0.5, 0.2], [1.0, 0.0, 0.5, 0.3]) == Paired(wins=2, losses=1, ties=1)
+    found = paired("f1", [0.0, 1.0, 0.5, 0.2], [1.0, 0.0, 0.5, 0.3])
+    assert (found.wins, found.losses, found.ties, found.test) == (2, 1, 1, "bootstrap")
     with pytest.raises(ValueError, match="shorter"):
-        paired([0.0, 1.0], [0.0])
+        paired("f1", [0.0, 1.0], [0.0])
+
+
+# --- whether the later one loses ---
+@pytest.mark.parametrize(
+    ("wins", "losses", "p_loses"),
+    [
+        (0, 0, 1.0),
+        (5, 0, 1.0),
+        (0, 1, 0.5),
+        (0, 4, 1 / 16),
+        (0, 5, 1 / 32),
+        (1, 5, 7 / 64),  # 6 and 1 of the 64 ways
+        (3, 9, 299 / 4096),
+    ],
+)
+def test_mcnemar_by_the_table(wins: int, losses: int, p_loses: float) -> None:
+    assert mcnemar(wins, losses) == pytest.approx(p_loses, abs=5e-7)
+    before, after = [0.0] * wins + [1.0] * (losses + 3), [1.0] * wins + [0.0] * losses + [1.0] * 3
+    found = paired("exact_match", before, after)
+    assert (found.wins, found.losses, found.ties, found.test) == (wins, losses, 3, "mcnemar")
+    assert found.p_loses == mcnemar(wins, losses)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_counts_the_ways(wins: int, losses: int) -> None:
+    changed = wins + losses
+    ways = sum(math.comb(changed, got) for got in range(losses, changed + 1)) / 2**changed
+    found = mcnemar(wins, losses)
+    assert 0.0 < found <= 1.0
+    assert found == pytest.approx(ways, rel=1e-9)
+    assert mcnemar(wins, losses + 1) <= found + 1e-12
+
+
+def test_mcnemar_of_very_many_rows_takes_no_time() -> None:
+    assert mcnemar(49_000, 51_000) < 1e-6
+    assert mcnemar(50_000, 50_000) >= 0.5
+
+
+@given(st.lists(st.floats(-1, 1), max_size=30))
+def test_the_bootstrap_is_the_same_each_time_and_sees_no_loss_where_there_is_none(gained: list[float]) -> None:
+    found = bootstrap(gained)
+    assert found == bootstrap(gained)
+    assert 0.0 < found <= 1.0
+    if all(gain >= 0 for gain in gained):
+        assert found == 1.0
+    if gained and all(gain < 0 for gain in gained):
+        assert found == max(1 / 2001, 0.5 ** len(gained))
+
+
+def test_the_bootstrap_tells_what_a_t_test_tells_of_many_rows() -> None:
+    chance = random.Random(3)
+    for mean in (-0.05, -0.03, 0.0):
+        gained = [chance.gauss(mean, 0.2) for _ in range(150)]
+        t = statistics.mean(gained) / (statistics.stdev(gained) / math.sqrt(len(gained)))
+        assert bootstrap(gained) == pytest.approx(statistics.NormalDist().cdf(t), abs=0.03)
+
+
+def test_a_row_that_has_become_impossible_loses() -> None:
+    assert bootstrap([0.1] * 20 + [-math.inf]) == 0.0
+    assert bootstrap([0.1, math.nan]) == 0.0
+    assert bootstrap([-math.inf, math.inf]) == 1.0

@@ -39,7 +39,12 @@ def test_preferences_make_the_models_next_version_which_answers_when_it_is_told_
         job = ended(asked, "dpo", dataset=PAIRS, eval_dataset=HELD_OUT, parameters=PARAMETERS)
         assert (job.result["model_name"], job.result["model_version"]) == ("tiny", "v2")
         assert job.result["active"] is False
-        assert {"before", "after"} == job.result["scores"]["held_out"].keys()
+        assert {"before", "after", "paired"} == job.result["scores"]["held_out"].keys()
+        for metric, compared in job.result["scores"]["held_out"]["paired"].items():
+            assert compared["test"] == "bootstrap", metric
+            assert compared["wins"] + compared["losses"] + compared["ties"] == len(HELD_OUT)
+            assert 0 < compared["p_loses"] <= 1
+        assert job.result["base_version"] == "v1"
         assert job.result["parity"]["merged"]["positions"] > 0
         again = asked.infer("tiny", "the colour of 1?", max_tokens=4, temperature=0.0)
         assert (again.model_version, again.output_text) == ("v1", before.output_text), "nobody has asked for it yet"
@@ -55,6 +60,7 @@ def test_preferences_make_the_models_next_version_which_answers_when_it_is_told_
         kept = {version.model_version: version for version in asked.versions("tiny")}
         assert kept["v2"].active
         assert kept["v2"].lineage["job_id"] == job.job_id
+        assert kept["v2"].lineage["scores"] == job.result["scores"]
         assert kept["v2"].lineage["base_digest"] == kept["v1"].digest
         asked.roll_back("tiny")
         assert asked.infer("tiny", "the colour of 1?", max_tokens=4, temperature=0.0).output_text == before.output_text

@@ -9,12 +9,14 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 from modelops.api.errors import InsufficientMemory, InvalidRequest, NotAvailable, TooLarge
 from modelops.api.learning import (
     CreateJobRequest,
     EvaluateParameters,
     JobPlan,
+    JobType,
     Parameters,
     TrainParameters,
     parameters_of,
@@ -58,9 +60,14 @@ class Checked:
 
 
 async def check(
-    request: CreateJobRequest, settings: Settings, catalog: Catalog, pool: Pool, machine: Machine
+    request: CreateJobRequest,
+    settings: Settings,
+    catalog: Catalog,
+    pool: Pool,
+    machine: Machine,
+    given: Mapping[str, Rows] | None = None,
 ) -> Checked:
-    """The job that `request` asks for.
+    """The job that `request` asks for; of rows that are `given`, by the name of their file, it says nothing itself.
 
     Raises InvalidRequest, NotFound, TooLarge, NotAvailable; InsufficientMemory, with the bill, where it would not fit.
     """
@@ -74,7 +81,7 @@ async def check(
     if version.model_type != "llm":
         raise InvalidRequest(f"'{version.model_name}' is a model of type {version.model_type}: only an llm can learn")
     system = catalog.entry(version.model_name).system if trains else ""
-    read = await asyncio.to_thread(_read, request, settings, judged_by, system)
+    read = await asyncio.to_thread(_read, request, settings, judged_by, system, given)
     rows, tokens, longest = read.rows, read.tokens, read.longest
     header = await asyncio.to_thread(read_header, version.file)
     plan = JobPlan(**{f"{kind}rows": len(rows[file].rows) for kind, file in _COUNTED.items() if file in rows})
@@ -163,9 +170,15 @@ class _Read:
     warnings: tuple[str, ...]
 
 
-def _read(request: CreateJobRequest, settings: Settings, judged_by: EvaluateParameters, system: str) -> _Read:
+def _read(
+    request: CreateJobRequest,
+    settings: Settings,
+    judged_by: EvaluateParameters,
+    system: str,
+    given: Mapping[str, Rows] | None,
+) -> _Read:
     """All rows, and what follows from them: of many that takes seconds, in which nobody else should wait."""
-    rows, trains = _rows(request, settings), request.job_type != "evaluate"
+    rows, trains = given or _rows(request, settings), request.job_type != "evaluate"
     if system:  # as callers are served who send none
         rows = {file: datasets.with_system(of, system) for file, of in rows.items()}
     for file, of in rows.items():
@@ -183,18 +196,35 @@ def _rows(request: CreateJobRequest, settings: Settings) -> dict[str, Rows]:
     }
     found: dict[str, Rows] = {}
     for file, (field, path, given) in sources.items():
-        if path and given is not None:
-            raise InvalidRequest(f"give {field}_path or {field}, not both")
         if file != TRAIN and request.job_type == "evaluate" and (path or given is not None):
             raise InvalidRequest(f"{field}: a job of type evaluate judges the rows of dataset; leave it out")
-        job_type = request.job_type if file == TRAIN else "evaluate"
-        if path:
-            found[file] = datasets.read(_content(field, path, settings), job_type, field)
-        elif given is not None:
-            found[file] = datasets.read(given, job_type, field)
+        if rows := rows_of(field, path, given, request.job_type if file == TRAIN else "evaluate", settings):
+            found[file] = rows
     if TRAIN not in found:
         raise InvalidRequest("give dataset_path, a JSONL file under one of the dataset roots, or dataset, the rows")
     return found
+
+
+@overload
+def rows_of(
+    field: str, path: str, given: list[dict[str, Any]] | None, job_type: Literal["lora", "evaluate"], settings: Settings
+) -> Dataset[Example] | None: ...
+@overload
+def rows_of(
+    field: str, path: str, given: list[dict[str, Any]] | None, job_type: JobType, settings: Settings
+) -> Rows | None: ...
+def rows_of(
+    field: str, path: str, given: list[dict[str, Any]] | None, job_type: JobType, settings: Settings
+) -> Rows | None:
+    """The rows that a request has given in `field`, or named the file of in `field`_path, if any.
+
+    Raises InvalidRequest, NotFound, TooLarge.
+    """
+    if path and given is not None:
+        raise InvalidRequest(f"give {field}_path or {field}, not both")
+    if path:
+        return datasets.read(_content(field, path, settings), job_type, field)
+    return None if given is None else datasets.read(given, job_type, field)
 
 
 def _content(field: str, path: str, settings: Settings) -> bytes:

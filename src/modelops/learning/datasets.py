@@ -283,6 +283,11 @@ def load(file: Path, job_type: JobType) -> list[Example] | list[Preference]:
         return [Example(**_kept(line)) for line in lines]
 
 
+def kept(file: Path) -> Dataset[Example]:
+    """The set, with the digest that it had, that `write` has written of rows with one answer. Raises OSError."""
+    return _dataset(load(file, "evaluate"), "the file")
+
+
 def _dataset(rows: list[Row], name: str) -> Dataset[Row]:
     if not rows:
         raise InvalidRequest(f"{name} has no rows; it takes one at least")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from modelops.serving.loans import Loan
 from modelops.serving.tuning import tune
 from modelops.serving.wishes import Wish
 from modelops.settings import Settings
+
+_AS_SERVED = Wish()
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,27 @@ class OwnEngines:
         self._numbers = itertools.count(1)
 
     async def plan(
-        self, name: str, file: Path, adapters: Sequence[Path] = (), *, context_length: int = 0, exact: bool = False
+        self,
+        name: str,
+        file: Path,
+        adapters: Sequence[Path] = (),
+        *,
+        context_length: int = 0,
+        exact: bool = False,
+        wish: Wish = _AS_SERVED,
+        draft: Path | None = None,
     ) -> Planned:
-        """An engine that serves `file`, called `name`, in RAM; as models are served here, or as `exact` as there is."""
+        """An engine that serves `file`, called `name`, in RAM; as models are served here or `wish` says, or as `exact`
+        as there is. `draft` is the file of the model that the wish names to guess ahead."""
         version = Version(name, 0, "llm", file, file.name, "")
-        wish = Wish(gpu_layers=-1, context_length=context_length, cache_type="f16" if exact else None)
-        tuned = await asyncio.to_thread(tune, version, wish, self._settings.engine, self._machine.cores)
+        wish = replace(
+            wish,
+            gpu_layers=-1,
+            context_length=context_length or wish.context_length,
+            cache_type="f16" if exact else wish.cache_type,
+        )
+        work = functools.partial(tune, version, wish, self._settings.engine, self._machine.cores, draft=draft)
+        tuned = await asyncio.to_thread(work)
         spec = replace(tuned.spec, adapters=tuple(adapters), gpu_layers=0, gpus=())
         return Planned(spec, tuned.need.total + sum(adapter.stat().st_size for adapter in adapters))
 

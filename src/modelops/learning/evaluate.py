@@ -10,12 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from modelops.api.errors import InvalidRequest, Overloaded
-from modelops.api.learning import EvaluateParameters
+from modelops.api.learning import EvaluateParameters, Metric
 from modelops.learning import scoring
 from modelops.learning.asking import Asker
 from modelops.learning.datasets import Example
@@ -91,6 +91,24 @@ async def evaluate(
         scores["perplexity"] = scoring.perplexity(math.fsum(row.logprob for row in judged), scored)
     tokens = sum(row.tokens for row in judged)
     return Evaluation(scores, len(judged), tokens, time.perf_counter() - began, judged)
+
+
+def compared(metrics: Sequence[Metric], before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
+    """By metric, what became of each row that both could judge by it, and whether the later one loses."""
+    earlier = {row.line: row for row in before.judged}
+    found: dict[str, dict[str, Any]] = {}
+    for metric in metrics:
+        pairs = [(earlier[row.line], row) for row in after.judged if row.line in earlier]
+        pairs = [pair for pair in pairs if all(metric in row.scores for row in pair)]
+        if pairs:
+            one, other = ([_better(metric, row) for row in rows] for rows in zip(*pairs, strict=True))
+            found[metric] = asdict(scoring.paired(metric, one, other))
+    return found
+
+
+def _better(metric: Metric, row: Judged) -> float:
+    """A number of which more is better; a long row's perplexity counts for as much as its tokens."""
+    return row.logprob if metric == "perplexity" else row.scores[metric]
 
 
 def _parts(rows: Sequence[Example], parameters: EvaluateParameters) -> Iterator[tuple[int, _Part]]:

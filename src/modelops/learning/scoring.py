@@ -8,11 +8,13 @@ al. 2016): case, punctuation and English articles do not count. Where nothing el
 from __future__ import annotations
 
 import math
+import random
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from modelops.api.learning import Metric
 
@@ -23,6 +25,10 @@ _ROUGE_WORDS = re.compile(r"[^\W_]+")
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 #: More, and JSON has no number for the perplexity.
 _HIGHEST = 700.0
+#: The metrics of which an answer has all or nothing.
+_RIGHT_OR_WRONG = ("exact_match", "contains")
+#: How often rows are drawn anew, and how many rows in all at most: of many rows, fewer draws tell the same.
+_DRAWS, _FEWEST_DRAWS, _MOST_DRAWN = 2000, 200, 2_000_000
 
 
 class _Punctuation(dict[int, int | None]):
@@ -91,18 +97,65 @@ def aggregate(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """In how many rows the later score is higher, lower, or the same."""
+    """In how many rows the later score is better, worse, or the same.
+
+    `p_loses` is how probable so bad an outcome would be, by `test`, if the later one were in truth not worse: where it
+    is small (below 0.05, by custom), the later one loses.
+    """
 
     wins: int
     losses: int
     ties: int
+    p_loses: float
+    test: Literal["mcnemar", "bootstrap"]
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
-    """What became of each row's score. Raises ValueError where they are not scores of the same rows."""
-    pairs = list(zip(before, after, strict=True))
-    wins, losses = sum(later > earlier for earlier, later in pairs), sum(later < earlier for earlier, later in pairs)
-    return Paired(wins, losses, len(pairs) - wins - losses)
+def paired(metric: Metric, before: Sequence[float], after: Sequence[float]) -> Paired:
+    """What became of each row's score, of which more is better: of perplexity, the sum of its log-probabilities.
+
+    Raises ValueError where they are not scores of the same rows.
+    """
+    gained = [later - earlier for earlier, later in zip(before, after, strict=True)]
+    wins, losses = sum(gain > 0 for gain in gained), sum(gain < 0 for gain in gained)
+    exact = metric in _RIGHT_OR_WRONG
+    p_loses = mcnemar(wins, losses) if exact else bootstrap(gained)
+    return Paired(wins, losses, len(gained) - wins - losses, p_loses, "mcnemar" if exact else "bootstrap")
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """The exact one-sided test of McNemar (1947, "Note on the sampling error of the difference between correlated
+    proportions or percentages"): how probable `losses` or more would be if each row that has changed were as likely won
+    as lost, which is a binomial with one half. Rows that are as they were tell nothing."""
+    return _tail(wins + losses, losses) if losses else 1.0
+
+
+def bootstrap(gained: Sequence[float], seed: int = 0) -> float:
+    """The paired bootstrap of the mean difference (Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"): in which part of the draws, of as many rows with replacement, the later one does not lose.
+
+    No smaller than what chance alone gives a few rows: that all `n` which differ go one way has 2**-n. The same rows
+    give the same answer.
+    """
+    differ = sum(gain != 0 for gain in gained)
+    if not differ or not all(map(math.isfinite, gained)):
+        return 1.0 if not differ else _of_infinite(gained)
+    chance = random.Random(seed)  # noqa: S311 - for statistics
+    draws = max(_FEWEST_DRAWS, min(_DRAWS, _MOST_DRAWN // len(gained)))
+    kept = sum(math.fsum(chance.choices(gained, k=len(gained))) >= 0 for _ in range(draws))
+    return max((kept + 1) / (draws + 1), 0.5 ** min(differ, 1000))
+
+
+def _of_infinite(gained: Sequence[float]) -> float:
+    """Where a row became impossible, or is no number, and none became possible, it loses; else nothing is known."""
+    lost = any(math.isnan(gain) or gain == -math.inf for gain in gained)
+    return 0.0 if lost and math.inf not in gained else 1.0
+
+
+def _tail(tosses: int, heads: int) -> float:
+    """How probable it is that a fair coin falls on its head so often, or oftener."""
+    whole = math.lgamma(tosses + 1) - tosses * math.log(2)
+    each = (whole - math.lgamma(got + 1) - math.lgamma(tosses - got + 1) for got in range(heads, tosses + 1))
+    return min(1.0, math.fsum(map(math.exp, each)))
 
 
 def _words(answer: str, wanted: str) -> tuple[list[str], list[str]]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelops.api.errors import Conflict, DeadlineExceeded, EngineFailed, InsufficientMemory
+from modelops.api.errors import Conflict, DeadlineExceeded, EngineFailed
 from modelops.api.learning import EvaluateParameters, Parameters, TrainParameters, parameters_of
+from modelops.durable import work as durable
+from modelops.durable.work import Ended
 from modelops.engines.base import EngineBroke
 from modelops.engines.llama_cpp import Engine
 from modelops.learning import datasets, parity, proving
@@ -21,17 +23,17 @@ from modelops.learning.asking import Asker, EngineAsker, PoolAsker
 from modelops.learning.child import Child, Said, TrainerDied
 from modelops.learning.costs import Cost, cost
 from modelops.learning.engines import OwnEngines
-from modelops.learning.evaluate import evaluate
+from modelops.learning.evaluate import Evaluation, compared, evaluate
 from modelops.learning.folders import HELD_OUT, REGRESSION, TRAIN, Folders, read_json, write_json
-from modelops.learning.room import CUDA_BYTES, gpu_bytes, never_fits
-from modelops.learning.telling import Lost, Telling
+from modelops.learning.lending import lent
+from modelops.learning.room import CUDA_BYTES, gpu_bytes
+from modelops.learning.telling import Telling
 from modelops.learning.yielding import Pausable, Yielding
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
 from modelops.serving.events import Share
 from modelops.serving.gguf import read_header
 from modelops.serving.loans import Loan
-from modelops.serving.placement import Plan
 from modelops.serving.pool import Pool
 from modelops.settings import Settings
 from modelops.store.jobs import JobQueries, JobRow
@@ -40,7 +42,6 @@ _TRAINING = ("validate", "prepare", "train", "convert", "parity", "evaluate", "p
 STEPS: Mapping[str, tuple[str, ...]] = {"lora": _TRAINING, "dpo": _TRAINING, "evaluate": ("validate", "evaluate")}
 #: What the libraries of a trainer take by themselves.
 _TRAINER_BYTES = 600 << 20
-_LOOK_FOR_MEMORY_S = 5.0
 _SAID = {"held_out": "held-out rows", "regression": "rows of other things"}
 _TRIES = 4  # of a step whose process dies
 #: Whoever waits for an answer goes before rows that are judged.
@@ -72,10 +73,11 @@ class Works:
         return Work(self, row)
 
 
-class Work:
+class Work(durable.Work):
     """One job, from a claim on. `run` does what is left of it."""
 
     def __init__(self, works: Works, row: JobRow) -> None:
+        super().__init__()
         self._works = works
         self._row = row
         self._folder = works.folders.job(row.id)
@@ -83,8 +85,6 @@ class Work:
         self._telling = Telling(works.queries, row, STEPS[row.job_type], works.changed)
         self._yields = False
         self._step = ""
-        self._looking = asyncio.Event()
-        self.cancel_reason: str | None = None
 
     @property
     def paused(self) -> bool:
@@ -92,23 +92,12 @@ class Work:
         return self._yields and self._works.yielding.paused
 
     @property
-    def publishing(self) -> bool:
+    def whole(self) -> bool:
         """Whether it registers what it has made: that is done as a whole."""
         return self._step == "publish"
 
-    def look(self) -> None:
-        """See at once what others want of the job."""
-        self._looking.set()
-
-    async def looked_at(self, seconds: float) -> None:
-        """Wait until somebody wants it to be looked at, or so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._looking.wait()
-        self._looking.clear()
-
-    async def run(self) -> dict[str, Any]:
-        """Do what is left; the job's result. Raises ModelOpsError where it cannot be done, Lost."""
+    async def run(self) -> Ended:
+        """Do what is left. Raises ModelOpsError where it cannot be done, Lost."""
         if not (self._folder / TRAIN).is_file():
             raise Conflict("the rows of the job are gone from the data folder; create it again")
         for step in STEPS[self._row.job_type]:
@@ -117,7 +106,7 @@ class Work:
                 await self._telling.begin(step)
                 self._memo[step] = await self._done(step)
                 await self._telling.done(self._memo[step])
-        return self._result()
+        return Ended("completed", self._result())
 
     async def _done(self, step: str) -> dict[str, Any]:
         """The result of the step; where a process of it dies or hangs it is done again, a few times."""
@@ -189,12 +178,12 @@ class Work:
             entry = self._works.catalog.entry(name)
             asker = PoolAsker(self._works.pool, name, _SHARE, system=entry.system, stop=entry.stop)
             found = await self._judge(TRAIN, asker, "judging")
-            return {**found, "versions": sorted(asker.versions)}
+            return {**_told(found), "versions": sorted(asker.versions)}
         sets = {"held_out": HELD_OUT, "regression": REGRESSION}
         sets = {kind: file for kind, file in sets.items() if (self._folder / file).is_file()}
-        judged: dict[str, dict[str, Any]] = {kind: {} for kind in sets}
+        judged: dict[str, dict[str, Evaluation]] = {kind: {} for kind in sets}
         if not sets:
-            return judged
+            return {}
         merged, adapter = self._folder / "merged.gguf", self._folder / "adapter.gguf"
         whole = self._publishes != "adapter"
         stop = self._works.catalog.entry(self._row.model_name).stop
@@ -214,7 +203,7 @@ class Work:
                     judged[kind]["after"] = await self._judge(
                         file, EngineAsker(engine, None, stop), f"{_SAID[kind]}, after"
                     )
-        return judged
+        return await asyncio.to_thread(self._beside, judged)
 
     async def _publish(self) -> dict[str, Any]:
         """The version, registered. Done twice it is done once: the same file under the same name is one version."""
@@ -309,36 +298,37 @@ class Work:
     @contextlib.asynccontextmanager
     async def _memory(self, size: int, on_gpu: int = 0) -> AsyncIterator[Loan]:
         """Hold so much memory of the ledger; where it is not free the job waits for it, and says so."""
-        async with contextlib.AsyncExitStack() as stack:
-            pool, name, waits = self._works.pool, f"learning job {self._row.id}", False
-            while True:
-                found = pool.preview_loan(name, size, on_gpu)
-                if isinstance(found, Plan):
-                    with contextlib.suppress(InsufficientMemory):  # somebody else was faster
-                        loan = await stack.enter_async_context(pool.borrow(name, size, on_gpu))
-                        break
-                elif never_fits(found):
-                    raise InsufficientMemory(found.sentence(name), details=found.details())
-                elif not waits:
-                    waits, why = True, f"it waits for memory: {found.sentence(name)}"
-                    await self._telling.note(message=why)
-                    await self._telling.event("warning", message=why)
-                await asyncio.sleep(_LOOK_FOR_MEMORY_S)
-            if waits:
-                await self._telling.note(message="")
+        name = f"learning job {self._row.id}"
+        async with lent(self._works.pool, name, size, on_gpu, waits=self._waits) as loan:
             yield loan
 
-    async def _judge(self, file: str, asker: Asker, what: str) -> dict[str, Any]:
+    async def _waits(self, why: str) -> None:
+        await self._telling.note(message=why)
+        if why:
+            await self._telling.event("warning", message=why)
+
+    @property
+    def _judged_by(self) -> EvaluateParameters:
         parameters = self._parameters
-        judged_by = parameters if isinstance(parameters, EvaluateParameters) else parameters.evaluation
+        return parameters if isinstance(parameters, EvaluateParameters) else parameters.evaluation
+
+    async def _judge(self, file: str, asker: Asker, what: str) -> Evaluation:
         rows = await asyncio.to_thread(datasets.load, self._folder / file, "evaluate")
 
         def judged(done: int, total: int) -> None:
             self._telling.hear(Said("progress", what, done, total, {"rows": done, "total_rows": total}))
 
         async with self._telling.listening():
-            found = await evaluate(rows, judged_by, asker, judged)
-        return {**found.scores, "rows": found.rows, "tokens": found.tokens, "seconds": round(found.seconds, 3)}
+            return await evaluate(rows, self._judged_by, asker, judged)
+
+    def _beside(self, judged: Mapping[str, Mapping[str, Evaluation]]) -> dict[str, Any]:
+        """What each set of rows was judged to be, before and after, and row by row."""
+        metrics = self._judged_by.metrics
+        return {
+            kind: {when: _told(found) for when, found in both.items()}
+            | {"paired": compared(metrics, both["before"], both["after"])}
+            for kind, both in judged.items()
+        }
 
     # --- what has become of it ---
     def _lineage(self) -> dict[str, Any]:
@@ -360,7 +350,9 @@ class Work:
             answered = ", ".join(self._memo["evaluate"]["versions"])  # more than one where another was activated
             return {"model_version": answered, "scores": self._memo["evaluate"]}
         trained = {name: self._memo["train"][name] for name in ("steps", "train_loss", "eval_loss", "seconds")}
+        trained["base_version"] = self._memo["validate"]["model_version"]
         return {**self._memo["publish"], "scores": self._memo["evaluate"], "parity": self._memo["parity"], **trained}
 
 
-__all__ = ["Lost", "ParityFailed", "Work", "Works"]
+def _told(found: Evaluation) -> dict[str, Any]:
+    return {**found.scores, "rows": found.rows, "tokens": found.tokens, "seconds": round(found.seconds, 3)}
