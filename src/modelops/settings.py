@@ -34,7 +34,9 @@ AREAS = (
     "tasks",
     "transports",
     "service",
+    "goals",
     "learning",
+    "durable",
     "serving",
     "engines",
     "store",
@@ -234,6 +236,22 @@ class LearningSettings(Section):
     )
 
 
+class GoalsSettings(Section):
+    """How declared objectives are pursued."""
+
+    max_active: int = Field(64, ge=0, le=1000, description="Goals that are pursued at once; 0: none, they wait.")
+    max_pending: int = Field(100, ge=1, description="Goals that may wait to be pursued; more are refused (503).")
+    max_trainings: int = Field(
+        6, ge=0, le=1000, description="Trainings for a goal of quality whose limits do not say how many."
+    )
+    sample_s: float = Field(
+        4.0, gt=0, description="Shortest time that a goal of serving measures a way of running a model for."
+    )
+    quiet_timeout_s: float = Field(
+        600.0, gt=0, description="How long such a measurement waits for a time in which no request is answered."
+    )
+
+
 class MemorySettings(Section):
     """How much memory models may take."""
 
@@ -300,6 +318,7 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     memory: MemorySettings = MemorySettings()
     learning: LearningSettings = LearningSettings()
+    goals: GoalsSettings = GoalsSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()

@@ -565,3 +565,30 @@ class TestReal:
         seeded = [await text(smol, replace(story, seed=seed)) for seed in (7, 7, 8)]
         assert seeded[0] == seeded[1] != seeded[2]
         assert len({await text(smol, story) for _ in range(3)}) > 1
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "changes",
+    [{"flash_attention": "on"}, {"flash_attention": "off"}, {"speculation": "ngram"}, {"speculation": "draft"}],
+    ids=lambda changes: " ".join(changes.values()),
+)
+async def test_an_answer_is_the_same_however_it_is_computed(
+    smollm2: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Of a prompt that says the same again and again, so that what is guessed from it is right."""
+    circle = "def area_of_circle(radius):\n    return 3.14159 * radius * radius\n\n"
+    prompt = replace(PROMPT, text=circle * 3 + "def area_of_circle(", raw=True, max_tokens=24)
+    spec = replace(SPEC, file=smollm2, executable="")
+    told = []
+    for number, way in enumerate(
+        (spec, replace(spec, draft=smollm2 if "draft" in changes.values() else None, **changes))
+    ):
+        engine = Engine(way, tmp_path / f"{number}.sock")
+        try:
+            await engine.start()
+            told.append(await text(engine, prompt))
+        finally:
+            await engine.stop()
+    assert told[0].startswith("radius):\n    return 3.14159")
+    assert told[0] == told[1]

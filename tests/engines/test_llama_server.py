@@ -10,7 +10,7 @@ import pytest
 
 from modelops.api.errors import EngineFailed
 from modelops.engines import llama_server
-from modelops.engines.base import CacheType, EngineSpec, Task
+from modelops.engines.base import CacheType, EngineSpec, FlashAttention, Speculation, Task
 from modelops.engines.llama_cpp import Engine
 from support import tiny_gguf
 
@@ -78,6 +78,44 @@ async def test_a_text_to_embed_or_to_score_is_computed_in_one_step(
 async def test_the_cache_is_stored_as_wished(tmp_path: Path, cache_type: CacheType) -> None:
     params = as_params(replace(SPEC, cache_type=cache_type), tmp_path)
     assert params.cache_type_k.name == params.cache_type_v.name == f"GGML_TYPE_{cache_type.upper()}"
+
+
+@pytest.mark.parametrize(("wished", "kind"), [("", "AUTO"), ("on", "ENABLED"), ("off", "DISABLED")])
+async def test_attention_is_computed_as_wished(tmp_path: Path, wished: FlashAttention, kind: str) -> None:
+    params = as_params(replace(SPEC, flash_attention=wished), tmp_path)
+    assert params.flash_attn_type.name == f"LLAMA_FLASH_ATTN_TYPE_{kind}"
+
+
+@pytest.mark.parametrize(
+    ("wished", "draft", "kind", "file"),
+    [
+        ("", None, "NONE", ""),
+        ("ngram", None, "NGRAM_SIMPLE", ""),
+        ("draft", Path("/srv/models/d.gguf"), "DRAFT_SIMPLE", "/srv/models/d.gguf"),
+    ],
+)
+async def test_tokens_are_guessed_as_wished(
+    tmp_path: Path, wished: Speculation, draft: Path | None, kind: str, file: str
+) -> None:
+    speculative = as_params(replace(SPEC, speculation=wished, draft=draft), tmp_path).speculative
+    assert [found.name for found in speculative.types] == [f"COMMON_SPECULATIVE_TYPE_{kind}"]
+    assert speculative.draft.mparams.path == file
+    if draft:  # its memory is reserved in RAM, and its threads are ours
+        assert (speculative.draft.n_gpu_layers, speculative.draft.cpuparams.n_threads) == (0, 2)
+
+
+async def test_a_draft_model_that_is_not_named_is_no_silence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a draft model is to guess"):
+        Engine(replace(SPEC, speculation="draft"), tmp_path / "e.sock").argv()
+
+
+@pytest.mark.parametrize("kind", ["ngram-mod", "draft-mtp", "nonsense"])
+def test_what_the_package_cannot_do_is_refused(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "m", "--host", "h", "--ctx-size", "1", "--parallel", "1", "--threads", "1"]
+    flags += ["--threads-batch", "1", "--batch-size", "1", "--ubatch-size", "1", "--cache-ram", "0"]
+    with pytest.raises(SystemExit):
+        llama_server.parser().parse_args([*flags, "--spec-type", kind])
+    assert "invalid choice" in capsys.readouterr().err
 
 
 async def test_each_gpu_gets_its_share(tmp_path: Path) -> None:

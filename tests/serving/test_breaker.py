@@ -128,7 +128,7 @@ def test_failures_are_counted_for_ever() -> None:
     made = Breaker()
     for step in (OPEN, begins(9, LATER), answers(9), trips(LATER), fails(2, 3, LATER)):
         step(made)
-    assert made.read(LATER) == Reading("open", FAILURES + 1 + 2, COOL_DOWN_S)
+    assert made.read(LATER) == Reading("open", FAILURES + 1 + 2, COOL_DOWN_S, "it does not load")
 
 
 class Machine(RuleBasedStateMachine):

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 
 from modelops.api.errors import InvalidRequest, ModelOpsError, NotFound
 from modelops.serving import sources
-from modelops.serving.catalog import Catalog
+from modelops.serving.catalog import Catalog, wish_of
 from modelops.serving.gguf import read_header
 from modelops.serving.model_files import natural_type
-from modelops.serving.wishes import Wish
+from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import ModelEntry
 from serving.house import catalog
 from support import tiny_gguf
@@ -351,3 +352,38 @@ async def test_every_part_of_a_split_model_counts(root: Path) -> None:
         assert (await models.digest(version)).digest == f"sha256:{hashlib.sha256(both).hexdigest()}"
         tiny_gguf(second, general__name="another", split__count=2)
         assert (await models.find("m")).label == "v2"
+
+
+# --- how models are tuned ---
+async def test_how_a_model_was_tuned_wins_over_the_catalogue_file_and_lasts(root: Path) -> None:
+    tiny_gguf(root / "m.gguf")
+    entry = ModelEntry(slots=2, cache_type="q8_0", context_length=512, pin=True)
+    as_written = wish_of(entry)
+    tuned = Wish(slots=4, context_length=1024, tuning=Tuning(batch_size=256, speculation="ngram"))
+    async with catalog(root, m=entry) as models:
+        assert (models.wish("m"), models.tuned("m")) == (as_written, None)
+        await models.set_tuned("m", tuned)
+        assert models.wish("m") == replace(as_written, slots=4, tuning=tuned.tuning), "of the rest the file tells"
+    async with catalog(root, m=entry) as models:
+        assert models.wish("m") == replace(as_written, slots=4, tuning=tuned.tuning)
+        assert models.tuned("m") == Wish(slots=4, tuning=tuned.tuning)
+        await models.set_tuned("m", None)
+        await models.set_tuned("m", None)
+        assert models.wish("m") == as_written
+    async with catalog(root, m=entry) as models:
+        assert models.wish("m") == as_written
+        with pytest.raises(NotFound):
+            await models.set_tuned("n", tuned)
+
+
+async def test_how_a_model_was_tuned_goes_with_it(root: Path) -> None:
+    tiny_gguf(root / "sub" / "m.gguf")
+    async with catalog(root) as models:
+        version = await models.register("m", "sub/m.gguf", "llm")
+        await models.set_tuned("m", Wish(slots=4))
+        await models.remove([version])
+        tiny_gguf(root / "sub" / "m.gguf")
+        await models.register("m", "sub/m.gguf", "llm")
+        assert models.wish("m") == Wish()
+    async with catalog(root) as models:
+        assert models.wish("m") == Wish()

@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psutil
 import pytest
 
 from ggufs import make as make_gguf
-from modelops.api.errors import Conflict, EngineFailed, InsufficientMemory
+from modelops.api.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EngineFailed,
+    InsufficientMemory,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+)
 from modelops.serving.catalog import Version
 from modelops.serving.placement import HOST, MB, Bill, Plan
-from modelops.serving.wishes import Wish
+from modelops.serving.wishes import Tuning, Wish
 from serving.house import PROMPT, House, Make
 from support import tiny_gguf
 
@@ -191,3 +200,112 @@ async def test_somebody_is_told_when_requests_begin_and_when_the_last_has_ended(
     house.pool.on_busy = told.append
     assert set(await asyncio.gather(house.ask("a"), house.ask("a"))) == {"w0 w1 w2 "}
     assert told == [True, False]
+
+
+# --- the same version, run otherwise ---
+def flags(house: House) -> list[str]:
+    """How the engine that serves `a` was started."""
+    return psutil.Process(house.pool.view("a").engine_pid).cmdline()
+
+
+async def test_a_model_is_run_otherwise_without_a_failed_request(make: Make) -> None:
+    house = await make({"token_s": 0.01})
+    await house.load(context_length=512, keep_alive_s=60.0)
+    before, wish = house.pool.wish("a"), Wish(context_length=512, slots=1, tuning=Tuning(batch_size=64))
+    version, going = house.catalog.active("a"), True
+
+    async def ask() -> int:
+        answered = 0
+        while going:
+            assert await house.ask() == "w0 w1 w2 "
+            answered += 1
+        return answered
+
+    asking = [asyncio.create_task(ask()) for _ in range(4)]
+    view = await house.pool.swap(version, wish, drain_first=False, deadline=soon())
+    assert (view.version.label, view.slots, house.pool.wish("a")) == ("v1", 1, wish)
+    assert flags(house)[flags(house).index("--batch-size") + 1] == "64"
+    assert before is not None
+    await house.pool.activate(version, wish=before, drain_first=False, deadline=soon())  # and back
+    assert (house.pool.view("a").slots, house.pool.wish("a")) == (2, before)
+    going = False
+    assert all(await asyncio.gather(*asking))
+    assert house.starts == 3
+    await house.pool.activate(version, wish=before, drain_first=False, deadline=soon())  # it is run so already
+    assert house.starts == 3
+
+
+async def test_a_way_that_does_not_load_leaves_the_model_as_it_was(make: Make) -> None:
+    house = await make({"load_fails": ["", "error: out of luck"]})
+    await house.load(slots=1)
+    with pytest.raises(EngineFailed, match="out of luck"):
+        await house.pool.swap(house.catalog.active("a"), Wish(slots=3), drain_first=False, deadline=soon())
+    assert (house.pool.view("a").slots, house.pool.wish("a")) == (1, Wish(slots=1))
+    assert await house.ask() == "w0 w1 w2 "
+
+
+async def test_what_failed_as_it_was_run_is_not_held_against_another_way(make: Make) -> None:
+    house = await make({"load_fails": ["error: out of luck"]})
+    with pytest.raises(EngineFailed):
+        await house.load(tuning=Tuning(speculation="ngram"))
+    with pytest.raises(Overloaded):
+        await house.ask()
+    await house.pool.activate(house.catalog.active("a"), wish=Wish(slots=1), drain_first=False, deadline=soon())
+    assert await house.ask() == "w0 w1 w2 "
+    assert house.pool.view("a").slots == 1
+
+
+async def test_a_model_that_is_on_its_way_is_run_otherwise_when_it_is_there(make: Make) -> None:
+    house = await make({"load_s": 0.3})
+    loading = asyncio.create_task(house.load())
+    await house.until(lambda view: view.status == "loading")
+    version = house.catalog.active("a")
+    await house.pool.activate(version, wish=Wish(slots=1), drain_first=False, deadline=soon())
+    await loading
+    assert (house.pool.view("a").slots, house.starts) == (1, 2)
+    await house.unload()
+    loading = asyncio.create_task(house.load())
+    await house.until(lambda view: view.status == "loading")
+    with pytest.raises(DeadlineExceeded, match="on its way to another state"):
+        await house.pool.activate(version, wish=Wish(slots=1), drain_first=False, deadline=soon() - 19.95)
+    await loading
+
+
+async def test_a_model_that_is_not_loaded_is_run_so_from_its_next_load_on(make: Make) -> None:
+    house = await make()
+    await house.pool.activate(house.catalog.active("a"), wish=Wish(slots=1), drain_first=False, deadline=soon())
+    assert (house.pool.view("a").status, house.starts) == ("available", 0)
+    await house.ask()
+    assert house.pool.view("a").slots == 1
+
+
+async def test_another_model_guesses_ahead(make: Make) -> None:
+    house = await make()
+    tuning = Tuning(speculation="draft", draft="b")
+    await house.load("a", tuning=tuning)
+    assert flags(house)[flags(house).index("--model-draft") + 1] == str(house.models / "b.gguf")
+    alone, _ = await house.pool.preview(house.catalog.active("a"), Wish())
+    both, _ = await house.pool.preview(house.catalog.active("a"), Wish(tuning=tuning))
+    assert both.candidate.recipe != alone.candidate.recipe
+    assert both.estimate.total > alone.estimate.total
+    tiny_gguf(house.models / "sub" / "vectors.gguf")
+    await house.catalog.register("vectors", "sub/vectors.gguf", "embedding")
+    with pytest.raises(InvalidRequest, match="is no model that generates"):
+        await house.load("b", tuning=Tuning(speculation="draft", draft="vectors"))
+    wish = Wish(tuning=Tuning(speculation="draft", draft="c"))
+    with pytest.raises(NotFound, match="there is no model 'c'"):
+        await house.pool.swap(house.catalog.active("a"), wish, drain_first=False, deadline=soon())
+
+
+async def test_a_model_whose_draft_model_is_gone_is_served_without_it(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = await make()
+    await house.catalog.set_tuned("a", Wish(slots=1, tuning=Tuning(speculation="draft", draft="b")))
+    await house.ask()
+    assert "--model-draft" in flags(house)
+    await house.unload()
+    await house.catalog.remove([house.catalog.active("b")])
+    assert await house.ask() == "w0 w1 w2 "
+    assert ("--model-draft" in flags(house), house.pool.view("a").slots) == (False, 1)
+    assert "nothing guesses ahead of 'a': there is no model 'b'" in caplog.text

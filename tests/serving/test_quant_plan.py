@@ -10,7 +10,7 @@ import pytest
 from modelops.api.errors import InvalidRequest
 from modelops.serving import quant_plan
 from modelops.serving.gguf_reader import Entry, Table, Tensor
-from modelops.serving.quant_plan import Part
+from modelops.serving.quant_plan import Part, QuantType
 
 
 def part(*tensors: tuple[str, tuple[int, ...], int], **values: Any) -> Part:
@@ -97,3 +97,30 @@ def test_a_type_is_known_by_its_name(text: str) -> None:
 def test_another_type_is_refused_by_name(text: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         quant_plan.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wanted", "chosen"),
+    [
+        ("blk.0.attn_q.weight", Q4_0, "Q8_0", Q8_0),
+        ("blk.0.attn_q.weight", Q8_0, "Q4_0", Q4_0),
+        ("blk.0.attn_q.weight", Q6_K, "Q4_0", Q4_0),
+        ("blk.0.attn_q.weight", F16, "Q4_0", Q4_0),
+        ("blk.0.attn_q_norm.weight", F32, "Q4_0", F32),
+        pytest.param("output.weight", F16, "Q4_0", Q8_0, id="the output gets more"),
+        pytest.param("output.weight", Q6_K, "Q8_0", Q6_K, id="but not more than it has"),
+        pytest.param("output.weight", Q8_0, "Q4_0", Q8_0, id="the output keeps what it has"),
+        pytest.param("blk.0.attn_q.weight", 9, "Q8_0", 9, id="of a type that nobody reads"),
+    ],
+)
+def test_what_is_quantised_already_can_be_written_again(name: str, kind: int, wanted: QuantType, chosen: int) -> None:
+    others = [(other, (256, 64), Q4_0) for other in ("output.weight", "x.weight") if other != name]
+    plan = quant_plan.plan([part((name, (256, 64), kind), *others)], wanted, again=True)
+    assert plan.steps[0].kind == chosen
+    assert plan.again
+
+
+@pytest.mark.parametrize(("kind", "again", "needless"), [(Q8_0, False, True), (Q8_0, True, False), (Q4_0, True, True)])
+def test_a_plan_tells_whether_there_is_anything_to_do(kind: int, again: bool, needless: bool) -> None:
+    tensors = part(("a.weight", (256, 2), kind), ("output.weight", (256, 2), Q8_0), ("b_norm.weight", (256,), F32))
+    assert quant_plan.plan([tensors], "Q4_0", again=again).needless is needless

@@ -15,7 +15,7 @@ import pytest
 
 from modelops.api.errors import EngineFailed
 from modelops.serving.placement import HOST
-from modelops.serving.wishes import Wish
+from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import ModelEntry, Settings
 from modelops.store.residents import ModelRow
 from serving.house import House, house
@@ -192,3 +192,23 @@ async def test_an_engine_that_dies_while_the_coordinator_ends_is_still_wanted(en
         assert await wanted(first) == {"a": Wish()}
     async with enter() as second:
         await second.until(lambda view: view.status == "loaded")
+
+
+@pytest.mark.parametrize("drain_first", [False, True])
+async def test_what_is_run_otherwise_is_loaded_again_so(enter: Enter, drain_first: bool) -> None:
+    wish = Wish(slots=1, pinned=True, tuning=Tuning(batch_size=64))
+    async with enter() as first:
+        await first.load("a", slots=2)
+        deadline = asyncio.get_running_loop().time() + 20.0
+        await first.pool.swap(first.catalog.active("a"), wish, drain_first=drain_first, deadline=deadline)
+        assert await wanted(first) == {"a": wish}
+    async with enter() as second:
+        assert (await second.until(lambda view: view.status == "loaded", "a")).slots == 1
+        assert second.pool.wish("a") == wish
+
+
+async def test_a_model_that_was_tuned_is_run_so_where_nobody_says_otherwise(enter: Enter) -> None:
+    async with enter() as first:
+        await first.catalog.set_tuned("a", Wish(slots=1, tuning=Tuning(threads=1)))
+        await first.ask("a")
+        assert (first.pool.view("a").slots, first.pool.wish("a")) == (1, first.catalog.wish("a"))

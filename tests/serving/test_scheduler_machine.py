@@ -31,6 +31,7 @@ NAMES = st.sampled_from(MODELS)
 KEEP = st.sampled_from(KEEP_ALIVES)
 RESIDENCIES = st.builds(Residency, KEEP, st.sampled_from([False, False, False, True]))
 WHICH = st.integers(0, 9)
+KEPT = st.dictionaries(st.sampled_from([*MODELS, "unknown"]), st.integers(0, 3), max_size=3)
 SETTINGS = st.builds(
     Settings,
     residencies=st.fixed_dictionaries(dict.fromkeys(CANDIDATES, RESIDENCIES)),
@@ -72,6 +73,10 @@ class Machine(RuleBasedStateMachine):
     @rule(target=tickets, name=NAMES, force=st.booleans())
     def unload(self, name: str, force: bool) -> int:
         return self.world.unload(name, force=force)
+
+    @rule(names=KEPT)
+    def keep(self, names: dict[str, int]) -> None:
+        self.world.keep(names)
 
     @rule(ticket=consumes(tickets), outcome=st.sampled_from(OUTCOMES), tokens=st.sampled_from([0, 5, 500]))
     def hang_up(self, ticket: int, outcome: Outcome, tokens: int) -> None:
@@ -122,8 +127,8 @@ TestMachine.settings = settings(
 # --- many steps, as they come in life ---
 LIVES = int(os.environ.get("SCHEDULER_LIVES", "30"))
 STEPS = 400
-#: How often: ask, load, swap, unload, hang up, grow, ready, gone, crash, wait, another process.
-WEIGHTS = (25, 4, 8, 3, 22, 3, 14, 14, 2, 6, 3)
+#: How often: ask, load, swap, unload, hang up, grow, ready, gone, crash, wait, another process, keep.
+WEIGHTS = (25, 4, 8, 3, 22, 3, 14, 14, 2, 6, 3, 1)
 
 
 @pytest.mark.parametrize("seed", range(LIVES))
@@ -169,6 +174,8 @@ def test_a_long_life(seed: int) -> None:
                 world.wait(pick.choice(PAUSES))
             case 10:
                 world.another_process(pick.choice(sorted(SIZES)), pick.random() * 0.5)
+            case 11:
+                world.keep({name: pick.randrange(4) for name in pick.sample(MODELS, pick.randrange(4))})
         world.check()
     world.run_out()
 

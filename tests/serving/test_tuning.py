@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelops.api.errors import EngineFailed, NotFound
+from modelops.api.errors import EngineFailed, InvalidRequest, NotFound
 from modelops.api.types import ModelType
 from modelops.engines.llama_cpp import automatic_batch
 from modelops.serving.catalog import Version
 from modelops.serving.placement import HOST, Layout
 from modelops.serving.tuning import Tuned, laid_out, need_of, tune
-from modelops.serving.wishes import Wish
+from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import EngineSettings
 from support import FAKE_ENGINE, tiny_gguf
 
@@ -206,3 +207,81 @@ def test_an_automatic_batch_grows_with_the_cores_and_shrinks_with_the_file(
     batch = automatic_batch(size, cores, on_gpu=False)
     assert automatic_batch(size + larger, cores, on_gpu=False) <= batch
     assert automatic_batch(size, cores + more, on_gpu=False) >= batch
+
+
+# --- what a goal turns ---
+def test_what_was_tuned_wins_over_the_settings(tiny: Path) -> None:
+    tuning = Tuning(batch_size=64, threads=1, flash_attention="off", speculation="ngram")
+    spec = tuned(tiny, Wish(tuning=tuning), threads=5, batch_size=77).spec
+    assert (spec.batch_size, spec.step_size, spec.threads) == (64, 64, 1)
+    assert (spec.flash_attention, spec.speculation, spec.draft) == ("off", "ngram", None)
+    spec = tuned(tiny, threads=5, batch_size=77).spec
+    assert (spec.batch_size, spec.threads, spec.flash_attention, spec.speculation) == (77, 5, "", "")
+
+
+def test_fewer_threads_take_shorter_steps_where_nothing_else_is_said(tmp_path: Path) -> None:
+    file = tiny_gguf(tmp_path / "m.gguf")
+    with file.open("r+b") as stream:
+        stream.truncate(GB // 10)
+    assert tuned(file, Wish(tuning=Tuning(threads=1))).spec.batch_size < tuned(file).spec.batch_size
+
+
+def test_what_is_computed_in_one_step_has_no_other_batch(tiny: Path) -> None:
+    wish = Wish(tuning=Tuning(batch_size=64))
+    assert tuned(tiny, wish, model_type="embedding", context_length=1024).spec.batch_size == 1024
+
+
+def test_scores_that_are_kept_take_memory(tiny: Path) -> None:
+    without = tuned(tiny, Wish(tuning=Tuning(flash_attention="off"))).need
+    assert without.parts["compute"] > tuned(tiny).need.parts["compute"]
+    assert tuned(tiny, Wish(tuning=Tuning(flash_attention="on"))).need == tuned(tiny).need
+
+
+def test_a_draft_model_is_loaded_beside_and_its_memory_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    draft = tiny_gguf(tmp_path / "draft.gguf", general__name="draft")
+    with draft.open("r+b") as stream:
+        stream.truncate(64 * 2**20)
+    wish = Wish(tuning=Tuning(speculation="draft", draft="d"))
+    found = tune(version(tiny), wish, EngineSettings(), CORES, draft=draft)
+    assert (found.spec.speculation, found.spec.draft) == ("draft", draft)
+    assert found.need.total - found.bare.total == found.need.parts["draft model"] + found.need.parts["guesses"] > 0
+    assert found.bare == tuned(tiny).need, "what is known of the model alone is of use"
+    less = tune(version(tiny), replace(wish, context_length=512), EngineSettings(), CORES, draft=draft)
+    assert less.need.parts["draft model"] < found.need.parts["draft model"], "it has a cache of its own"
+    assert less.need in [need for group in found.alternatives for _, need in group]
+
+
+def test_guesses_are_checked_at_once_for_every_slot(tiny: Path) -> None:
+    def guesses(slots: int) -> int:
+        return tuned(tiny, Wish(slots=slots, tuning=Tuning(speculation="ngram"))).need.parts["guesses"]
+
+    assert guesses(4) == 4 * guesses(1) == 4 * 48 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("wish", "kind", "reason"),
+    [
+        (Wish(tuning=Tuning(speculation="draft", draft="d")), "llm", "needs one: name a registered model in 'draft'"),
+        (Wish(tuning=Tuning(speculation="ngram")), "embedding", "speculation is for models that generate"),
+        (Wish(cache_type="q8_0", tuning=Tuning(flash_attention="off")), "llm", "stored as q8_0 needs flash attention"),
+    ],
+)
+def test_what_cannot_be_run_so_is_refused(tiny: Path, wish: Wish, kind: ModelType, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        tuned(tiny, wish, model_type=kind)
+
+
+def test_a_draft_model_of_other_tokens_is_refused(tiny: Path, tmp_path: Path) -> None:
+    wish = Wish(tuning=Tuning(speculation="draft", draft="d"))
+    close = tiny_gguf(tmp_path / "close.gguf", llama__vocab_size=256)
+    assert tune(version(tiny), wish, EngineSettings(), CORES, draft=close).spec.draft == close
+    other = tiny_gguf(tmp_path / "other.gguf", llama__vocab_size=257)
+    with pytest.raises(InvalidRequest, match="257 tokens and the model 128"):
+        tune(version(tiny), wish, EngineSettings(), CORES, draft=other)
+
+
+def test_a_bill_offers_no_cache_that_the_attention_cannot_read(tiny: Path) -> None:
+    wish = Wish(slots=4, tuning=Tuning(flash_attention="off"))
+    names = [name for group in tuned(tiny, wish).alternatives for name, _ in group]
+    assert names
+    assert not [name for name in names if "q8_0" in name]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelops.serving.wishes import Wish
+from modelops.serving.wishes import Tuning, Wish
 
 
 @given(st.from_type(Wish).filter(lambda wish: wish.keep_alive_s is None or not math.isnan(wish.keep_alive_s)))
@@ -33,3 +33,11 @@ def test_what_this_release_does_not_know_is_left_out() -> None:
 @pytest.mark.parametrize(("asked", "units"), [(0, None), (-1, 0), (1, 1), (99, 99)])
 def test_the_units_for_gpus_are_as_the_api_writes_them(asked: int, units: int | None) -> None:
     assert Wish(gpu_layers=asked).offloaded == units
+
+
+def test_how_it_was_tuned_is_kept_whole_and_only_then() -> None:
+    wish = Wish(slots=2, tuning=Tuning(batch_size=256, flash_attention="on", speculation="draft", draft="small"))
+    assert Wish.from_json(wish.to_json()) == wish
+    assert "tuning" not in json.loads(Wish(slots=2).to_json())
+    later = '{"tuning": {"threads": 3, "of_another_release": 1}}'
+    assert Wish.from_json(later) == Wish(tuning=Tuning(threads=3))

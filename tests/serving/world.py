@@ -13,6 +13,7 @@ from modelops.api.errors import EngineFailed, InsufficientMemory, Overloaded
 from modelops.serving.admission import Bounds
 from modelops.serving.breaker import LONGEST_S
 from modelops.serving.events import (
+    NO_ROOM,
     Ask,
     Candidate,
     Close,
@@ -22,9 +23,11 @@ from modelops.serving.events import (
     Exited,
     Grant,
     IdleDue,
+    Keep,
     Load,
     Loaded,
     LoadFailed,
+    Look,
     Outcome,
     Refuse,
     Register,
@@ -169,6 +172,7 @@ class World:
         """It has that part of what engines have not taken."""
         taken = sum(process.takes.get(device, 0) for process in self.processes.values())
         self.others[device] = int((SIZES[device] - taken) * part)
+        self.tell(Look())
 
     # --- events and effects ---
     def tell(self, event: Event) -> None:
@@ -179,10 +183,11 @@ class World:
         unused = {name for name, model in self.made.models.items() if not model.active and not model.queued}
         before = set(self.made.engines)
         assert not isinstance(event, Drain)
-        model = self.made.models.get(event.model)
+        about = "" if isinstance(event, Keep | Look) else event.model
+        model, kept = self.made.models.get(about), event.names if isinstance(event, Keep) else self.made.books.kept
         waited = self._waiting(event.model) if isinstance(event, Ask) else {}
         let, failures = (model.breaker.lets(self.now), model.breaker.total) if model else (True, 0)
-        effects = self.made.on(event, self.now, self.room())
+        effects = self.made.on(event, self.now, self.room() if self.made.needs_room(event) else NO_ROOM)
         for effect in effects:
             match effect:
                 case Grant(ticket, engine):
@@ -198,11 +203,16 @@ class World:
                     assert self.slots.pop(ticket)
                 case Start():
                     self._started(effect)
-                case Stop(name, number, why, _):
+                case Stop(name, number, why, reason):
                     assert number not in self.stopped, "stopped twice"
                     assert number in self.processes or self.made.engines[number].blocked_on, "nothing to stop"
                     assert not self.made.engines[number].active, "stopped in mid-use"
-                    assert name in unused or "needs its memory" not in why, "evicted in use"
+                    if reason == "memory":
+                        done = isinstance(event, Close) and name == about  # it was its last request
+                        assert name in unused or done, "evicted in use"
+                        asking = why.split("'")[1]
+                        assert name not in kept or kept[name] < kept.get(asking, -1), "evicted, and it is kept"
+                    assert reason != "keep_alive" or name not in self.made.books.kept, "it is kept"
                     self.stopped.add(number)
                     self.stops[number] = name
                 case Wake(due, seconds):
@@ -211,11 +221,23 @@ class World:
                     self.wanted = self.wanted | {name} if wanted else self.wanted - {name}
         if len(before - self.made.engines.keys()) < 2:
             self._refused_with_reason(event, effects)
+        if not isinstance(event, Register):  # after which a load follows
+            self._check_short()
         if model:
             assert 0 <= model.breaker.total - failures <= 1, "one failure is one"
-            self._in_turn(event.model)
+            self._in_turn(about)
         if model and isinstance(event, Ask):
             self._admitted(event, model, effects, waited, let=let)
+
+    def _check_short(self) -> None:
+        """Whoever is kept, and waits for room, has none."""
+        for name, model in self.made.models.items():
+            if model.short:
+                assert model.kept is not None
+                assert model.phase == "available"
+                if not self._draining:
+                    plan = self.made.books.preview(model.candidate, name, self.now, self.room())
+                    assert not isinstance(plan, Plan), "there is room for what is kept"
 
     def _waiting(self, name: str) -> dict[int, Ask]:
         """Requests for the model that nobody has answered."""
@@ -294,13 +316,18 @@ class World:
             if isinstance(event, Swap) and event.drain_first:
                 stay -= {number for number, engine in self.made.engines.items() if engine.model == name}
             free = {device: self.left(device, stay) for device in SIZES}
+            going = [number for number in self.made.engines if number not in stay]
+            for claim in self.made.books.claims(name, free, going):
+                free = {device: size - claim.held.get(device, 0) for device, size in free.items()}
             assert not isinstance(place(wants, free, (), cpu_layers=self.settings.cpu_layers), Plan), "there is a place"
 
     def _may_go(self, engine: Engine, asking: str) -> bool:
         model = self.made.models[engine.model]
         if engine.stopping:
             return engine.model == asking or not (model.phase == "unloading" and model.loads)
-        return engine is model.engine and model.idle and not model.residency.pinned and engine.model != asking
+        kept = self.made.books.kept
+        stays = model.residency.pinned or (engine.model in kept and kept[engine.model] >= kept.get(asking, -1))
+        return engine is model.engine and model.idle and not stays and engine.model != asking
 
     def _held(self, tickets: list[int]) -> tuple[float, float]:
         """Requests and tokens by weight."""
@@ -328,6 +355,10 @@ class World:
         number = self._call(name)
         self.tell(Load(number, name))
         return number
+
+    def keep(self, names: Mapping[str, int]) -> None:
+        """These are kept, and no others."""
+        self.tell(Keep(names))
 
     def swap(self, name: str, which: int, residency: Residency, *, drain_first: bool) -> int:
         """Another engine for the model."""

@@ -12,6 +12,9 @@ from modelops.api.errors import EngineFailed
 #: What the numbers of the KV cache are stored as: 16 bits, or about 8.5 or 4.5.
 CacheType = Literal["f16", "q8_0", "q4_0"]
 Task = Literal["generate", "embed", "rerank"]
+FlashAttention = Literal["", "on", "off"]  # empty: as the engine decides
+#: How tokens are guessed ahead of the model: not, from what was said before, or by a smaller model.
+Speculation = Literal["", "ngram", "draft"]
 
 
 class EngineBroke(EngineFailed):
@@ -54,6 +57,9 @@ class EngineSpec:
     task: Task = "generate"
     stall_timeout_s: float = 60.0
     pooling: Literal["", "mean"] = ""  # how the tokens of a text become one vector; empty: as the file says
+    flash_attention: FlashAttention = ""
+    speculation: Speculation = ""
+    draft: Path | None = None  # the model that guesses ahead, where `speculation` is "draft"
     adapters: tuple[Path, ...] = ()  # LoRAs that requests may be answered with, one at a time
 
     @property

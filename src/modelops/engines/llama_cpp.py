@@ -84,6 +84,20 @@ def automatic_batch(file_bytes: int, threads: int, on_gpu: bool) -> int:
     return batch
 
 
+def _guessing(spec: EngineSpec) -> list[str]:
+    """How tokens are guessed ahead. The guesses are checked by the model: an answer is the same, but for rounding.
+
+    A draft model stays in RAM, where its memory is reserved. Its own threads are llama-server's by default.
+    """
+    if spec.speculation == "ngram":
+        return ["--spec-type", "ngram-simple"]
+    if spec.speculation == "draft":
+        if spec.draft is None:
+            raise ValueError("a draft model is to guess, and there is none")
+        return ["--spec-type", "draft-simple", "--model-draft", str(spec.draft), "--n-gpu-layers-draft", "0"]
+    return []
+
+
 class Engine:
     """One running engine: started once, asked many times, stopped once."""
 
@@ -125,6 +139,7 @@ class Engine:
         # Off unless a request says otherwise. What is kept of prompts outside their slots is not kept by adapter.
         adapters = [part for file in spec.adapters for part in ("--lora-scaled", f"{file}:0")]
         cache_ram = 0 if spec.adapters else spec.cache_ram_mb
+        flash = ["--flash-attn", spec.flash_attention] if spec.flash_attention else []
         return [
             *program,
             *("--model", str(spec.file), "--alias", spec.model_name, "--host", str(self._socket)),
@@ -133,7 +148,18 @@ class Engine:
             *("--batch-size", str(spec.batch_size), "--ubatch-size", str(spec.step_size)),
             *("--cache-type-k", spec.cache_type, "--cache-type-v", spec.cache_type),
             *("--cache-ram", str(cache_ram), "--ctx-checkpoints", str(spec.context_checkpoints)),
-            *(*layers, *split, *task, *pooling, *adapters, "--jinja", "--slots", "--no-webui"),
+            *(
+                *layers,
+                *split,
+                *task,
+                *pooling,
+                *adapters,
+                *flash,
+                *_guessing(spec),
+                "--jinja",
+                "--slots",
+                "--no-webui",
+            ),
         ]
 
     def environment(self) -> Mapping[str, str]:

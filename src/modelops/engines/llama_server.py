@@ -13,6 +13,9 @@ import sys
 from typing import Any
 
 _MOST_DEVICES = 128  # the length of llama.cpp's table of shares
+_FLASH_ATTENTION = {"auto": "AUTO", "off": "DISABLED", "on": "ENABLED"}
+#: How llama-server names what guesses tokens ahead, and how the package does.
+_GUESSERS = {"ngram-simple": "NGRAM_SIMPLE", "draft-simple": "DRAFT_SIMPLE"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     for name in ("cache-type-k", "cache-type-v"):
         flags.add_argument(f"--{name}", choices=("f16", "q8_0", "q4_0"), default="f16")
     flags.add_argument("--pooling", choices=("mean",))
+    flags.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto")
+    flags.add_argument("--spec-type", choices=tuple(_GUESSERS))
+    flags.add_argument("--model-draft", default="")
+    flags.add_argument("--n-gpu-layers-draft", type=int, default=-1)
     flags.add_argument("--lora-scaled", action="append", type=_scaled, default=[], metavar="FILE:SCALE")
     for name in ("jinja", "slots", "no-webui", "embeddings", "reranking", "kv-unified"):
         flags.add_argument(f"--{name}", action="store_true")
@@ -74,6 +81,16 @@ def parameters(flags: argparse.Namespace, api_key: str) -> Any:
     params.n_ctx_checkpoints = flags.ctx_checkpoints
     params.cache_type_k = xllamacpp.ggml_type[f"GGML_TYPE_{flags.cache_type_k.upper()}"]
     params.cache_type_v = xllamacpp.ggml_type[f"GGML_TYPE_{flags.cache_type_v.upper()}"]
+    flash = f"LLAMA_FLASH_ATTN_TYPE_{_FLASH_ATTENTION[flags.flash_attn]}"
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type[flash]
+    if flags.spec_type:
+        guesser = f"COMMON_SPECULATIVE_TYPE_{_GUESSERS[flags.spec_type]}"
+        params.speculative.types = [xllamacpp.common_speculative_type[guesser]]
+    if flags.model_draft:
+        params.speculative.draft.mparams.path = flags.model_draft
+        params.speculative.draft.n_gpu_layers = flags.n_gpu_layers_draft
+        params.speculative.draft.cpuparams.n_threads = flags.threads
+        params.speculative.draft.cpuparams_batch.n_threads = flags.threads_batch
     params.embedding = flags.embeddings or flags.reranking
     params.kv_unified = flags.kv_unified
     if flags.pooling:

@@ -105,12 +105,13 @@ def settle(close: Close, model: Model, engine: Engine | None, now: float) -> Ite
     if engine and engine is model.engine and ask and granted_at is not None:
         if close.outcome.kind == "answered":
             model.breaker.success(ticket)
-            model.pace = model.pace.after(
-                prompt_bytes=ask.prompt_bytes,
-                prompt_tokens=usage.prompt_tokens,
-                answer_tokens=usage.answer_tokens,
-                seconds=now - granted_at,
-            )
+            if not ask.share.quiet:  # whose size says nothing of callers' requests
+                model.pace = model.pace.after(
+                    prompt_bytes=ask.prompt_bytes,
+                    prompt_tokens=usage.prompt_tokens,
+                    answer_tokens=usage.answer_tokens,
+                    seconds=now - granted_at,
+                )
         elif close.outcome.kind == "failed" and (ticket not in engine.excused or ticket == model.breaker.probe):
             engine.failed_at, engine.excused = now, set(engine.active)
             yield from _failed(close.model, model, close.outcome.reason, now, ticket)

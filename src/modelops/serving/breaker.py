@@ -25,11 +25,13 @@ LOADS = 2
 
 @dataclass(frozen=True)
 class Reading:
-    """A breaker for display. `failures`: all that ever were; `left_s`: until it may be tried again."""
+    """A breaker for display. `failures`: all that ever were; `left_s`: until it may be tried again; `reason`: of the
+    last failure."""
 
     state: State = "closed"
     failures: int = 0
     left_s: float = 0.0
+    reason: str = ""
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Breaker:
 
     def read(self, now: float) -> Reading:
         """As it stands."""
-        return Reading(self.state(now), self.total, self.left_s(now))
+        return Reading(self.state(now), self.total, self.left_s(now), self.reason)
 
     # --- whether to ask ---
     def lets(self, now: float) -> bool:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
+import logging
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelops.api.errors import ModelOpsError
+from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound
 from modelops.serving.adapters import Adapters
-from modelops.serving.catalog import Version
+from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
 from modelops.serving.estimates import Estimate, Estimates, with_adapters
 from modelops.serving.events import Candidate
@@ -23,6 +25,8 @@ from modelops.serving.quantised import Borrow, Quantised
 from modelops.serving.tuning import Tuned, laid_out, tune
 from modelops.serving.wishes import Wish
 from modelops.settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 #: How fast a file is read from a disk, to know what losing a model costs before it was ever loaded.
 _READ_BYTES_PER_S = 500e6
@@ -56,9 +60,11 @@ class Builds:
         quantised: Quantised,
         estimates: Estimates,
         adapters: Adapters,
+        catalog: Catalog,
     ) -> None:
         self._settings = settings
         self._adapters = adapters
+        self._catalog = catalog
         self._machine = machine
         self._quantised = quantised
         self._estimates = estimates
@@ -86,10 +92,14 @@ class Builds:
             while True:
                 adapters = await self._adapters.beside(version, chosen)
                 try:
-                    return await self._make(version, wish, replace(version, file=file), adapters, chosen)
+                    build = await self._make(version, wish, replace(version, file=file), adapters, chosen)
                 except ModelOpsError:  # if not of an adapter that was removed just now, it is of the model
                     if await asyncio.to_thread(lambda: all(map(self._adapters.there, adapters))):  # noqa: B023
                         raise
+                else:
+                    if borrow:  # nothing is started from one that is only looked at
+                        self._known[build.candidate.build] = build
+                    return build
 
     @contextlib.asynccontextmanager
     async def _served(self, version: Version, wish: Wish, borrow: Borrow | None) -> AsyncIterator[Path]:
@@ -106,30 +116,53 @@ class Builds:
     ) -> Build:
         gpus = [device for device in self._machine.devices() if device.device != HOST]
         cores, settings = self._machine.cores, self._settings
-        tuned = await asyncio.to_thread(tune, served, wish, settings, cores, gpus=bool(gpus), adapters=adapters)
+        draft = await self._draft(version, wish)
+        guessing = wish if draft or wish.tuning.speculation != "draft" else _guessing_nothing(wish)
+        work = functools.partial(tune, served, guessing, settings, cores, gpus=bool(gpus), adapters=adapters)
+        tuned = await asyncio.to_thread(work, draft=draft.file if draft else None)
         kind = "gpu" if tuned.need.driver else "cpu"
         if gpus:  # what the estimate is of: all of it on the largest GPU, or all of it in RAM
             largest = max(gpus, key=lambda device: device.total)
             units = len(tuned.need.units) if kind == "gpu" else 0
             split = tuple(units if device is largest else 0 for device in gpus)
             tuned = replace(tuned, spec=laid_out(tuned.spec, Layout({}, split), [device.uuid for device in gpus]))
-        estimate = await self._estimates.estimate(replace(tuned.spec, adapters=()), tuned.header, tuned.bare, kind)
+        bare = replace(tuned.spec, adapters=(), speculation="", draft=None)
+        estimate = await self._estimates.estimate(bare, tuned.header, tuned.bare, kind)
         estimate = with_adapters(estimate, tuned.bare, tuned.need)
         extra, driver = estimate.total - tuned.need.total, estimate.need.driver
         smaller = [[(way, need.corrected(extra, driver)) for way, need in group] for group in tuned.alternatives]
-        number = next(self._numbers)
+        number, others = next(self._numbers), [*adapters, *([draft] if draft else [])]
         candidate = Candidate(
             build=number,
             wants=Wants(estimate.need, wish.offloaded, tuple(map(tuple, smaller))),
             slots=tuned.spec.slots,
             reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
-            recipe=(version.number, wish, tuple((adapter.model_name, adapter.number) for adapter in adapters)),
+            recipe=(version.number, wish, tuple((beside.model_name, beside.number) for beside in others)),
         )
-        build = Build(version, wish, tuned, estimate, candidate, kind, adapters, chosen)
-        self._known[number] = build
-        return build
+        return Build(version, wish, tuned, estimate, candidate, kind, adapters, chosen)
+
+    async def _draft(self, version: Version, wish: Wish) -> Version | None:
+        """The version that is to guess ahead; none where it is gone: a model that was tuned is served without it, and
+        answers the same. Raises InvalidRequest where it cannot guess."""
+        tuning = wish.tuning
+        if tuning.speculation != "draft":
+            return None
+        try:
+            draft = await self._catalog.find(tuning.draft)
+            await asyncio.to_thread(self._catalog.version, tuning.draft, draft.label)
+        except (Conflict, NotFound) as error:
+            name = version.model_name
+            log.warning("nothing guesses ahead of '%s': %s", name, error.message, extra={"model": name})
+            return None
+        if draft.base or draft.model_type != "llm":
+            raise InvalidRequest(f"'{tuning.draft}' is no model that generates, and cannot be a draft model")
+        return draft
 
     def keep(self, used: Collection[int]) -> None:
         """Forget all but the builds that are `used` and the newest, which may be just about to be registered."""
         newest = max(self._known, default=0)
         self._known = {key: build for key, build in self._known.items() if key in used or key > newest - _KEPT}
+
+
+def _guessing_nothing(wish: Wish) -> Wish:
+    return replace(wish, tuning=replace(wish.tuning, speculation="", draft=""))

@@ -26,7 +26,8 @@ from modelops.api.types import ModelType
 from modelops.serving import gguf, lora, model_files, sources
 from modelops.serving.arrivals import Arrivals
 from modelops.serving.model_files import Roots
-from modelops.serving.registry import Model, Registry, Version, wish_of
+from modelops.serving.registry import Model, Registry, Version, tuned_part, wish_of
+from modelops.serving.wishes import Wish
 from modelops.settings import ModelEntry
 from modelops.store.models import ModelQueries, VersionRow
 from modelops.store.residents import ResidentQueries
@@ -79,6 +80,8 @@ class Catalog(Registry):
             model = self._models.get(chosen.model_name)
             if model and chosen.active in model.versions:
                 model.active, model.previous = chosen.active, chosen.previous
+            if model and chosen.tuned:
+                self._tuned[chosen.model_name] = Wish.from_json(chosen.tuned)
         await self.refresh()
         for name, entry in self._entries.items():
             if name in self._models and not any(self._is_as_written(of, entry) for of in self.versions(name)):
@@ -109,6 +112,21 @@ class Catalog(Registry):
             self._tell([version])
             note = self._residents.set_active(version.model_name, model.active, model.previous)
             await self._tasks.whole(f"activate {version.model_name} {version.label}", note)
+
+    async def set_tuned(self, name: str, wish: Wish | None) -> None:
+        """From now on `name` is run so where no caller says otherwise, after a restart too; with None as the catalogue
+        file says. Only slots, cache type and tuning of `wish` are kept. Raises NotFound."""
+        name = self.active(name).engine_name
+        self.active(name)
+        tuned = tuned_part(wish) if wish else Wish()
+        if tuned == self._tuned.get(name, Wish()):
+            return
+        if tuned == Wish():
+            del self._tuned[name]
+        else:
+            self._tuned[name] = tuned
+        note = self._residents.set_tuned(name, "" if tuned == Wish() else tuned.to_json())
+        await self._tasks.whole(f"note how {name} was tuned", note)
 
     async def remove(self, versions: Sequence[Version], unused: Unused | None = None) -> int:
         """Forget `versions`, delete their files where they are in the downloads' folder and nobody else's, and return

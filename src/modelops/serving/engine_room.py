@@ -33,7 +33,6 @@ from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
 from modelops.serving.estimates import Estimates
 from modelops.serving.events import (
-    BEGINNERS,
     NO_ROOM,
     Ask,
     Close,
@@ -45,6 +44,7 @@ from modelops.serving.events import (
     Grown,
     Loaded,
     LoadFailed,
+    Look,
     Refuse,
     Residents,
     Revoke,
@@ -73,6 +73,8 @@ _LAST_WORDS_S = 1.0
 #: Longest wait for a GPU to show the memory of a process that is gone: drivers lag.
 _SHOWN_FREE_S = 5.0
 _SHOWN_FREE_POLL_S = 0.02
+#: While a kept model waits for room, how often it is looked for where no engine gives any back: others may.
+_LOOK_S = 1.0
 #: Told which models a restart has to load again: the name, and how it was wished; None: not any more. What it returns
 #: is done when that is written.
 Remember = Callable[[str, Wish | None], asyncio.Task[None] | None]
@@ -109,7 +111,7 @@ class EngineRoom:
             cpu_layers=settings.memory.cpu_layers,
         )
         self.adapters = Adapters(catalog)
-        self._builds = Builds(settings.engine, machine, quantised, estimates, self.adapters)
+        self._builds = Builds(settings.engine, machine, quantised, estimates, self.adapters, catalog)
         self._running: dict[int, Running] = {}
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._spans: dict[int, Span] = {}  # of those that wait
@@ -117,6 +119,7 @@ class EngineRoom:
         self._wishes: dict[str, Wish] = {}  # of what was loaded: how its name is loaded again
         self._numbers = itertools.count(1)
         self._timers: dict[tuple[str, type], asyncio.TimerHandle] = {}
+        self._looking: asyncio.TimerHandle | None = None
         self._turns = Turns(machine.cores, self._pause)
         self._idle: asyncio.Event | None = None
         self._loans: dict[str, Loan] = {}
@@ -145,7 +148,7 @@ class EngineRoom:
                 future.set_exception(gone)
         self._asking = dict.fromkeys(self._asking, gone)
         await self._tasks.close()
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *([self._looking] if self._looking else [])):
             timer.cancel()
         self._turns.end()
         await asyncio.gather(*(running.engine.stop() for running in self._running.values()))
@@ -168,9 +171,16 @@ class EngineRoom:
             self.on_busy(busy)
         if self._idle and not busy:
             self._idle.set()
-        if not isinstance(event, Ask | Close | Grown):
+        if self._looking is None and self._scheduler.short:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+        if not isinstance(event, Ask | Close | Grown | Look):
             self._turn.set()
             self._turn = asyncio.Event()
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._scheduler.short:
+            self._dispatch(Look())
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -320,7 +330,8 @@ class EngineRoom:
             await asyncio.wait(reading)
 
     def _busy(self) -> bool:
-        return any(model.active or model.queued for model in self._scheduler.models.values())
+        models = self._scheduler.models.values()
+        return any(not ask.share.quiet for model in models for ask in model.asked.values())
 
     def current(self, name: str) -> Running | None:
         """The engine that requests for the model go to, or will when it is loaded."""
@@ -329,11 +340,7 @@ class EngineRoom:
 
     def _room_for(self, event: Event) -> Room:
         """The room, looked at only for events that can begin a load."""
-        if not isinstance(event, BEGINNERS):
-            return NO_ROOM
-        if isinstance(event, Ask) and self._scheduler.models[event.model].phase == "loaded":
-            return NO_ROOM
-        return self._room()
+        return self._room() if self._scheduler.needs_room(event) else NO_ROOM
 
     def _room(self) -> Room:
         devices = self._machine.devices()

@@ -130,10 +130,10 @@ def choose(
 
 
 def with_adapters(bare: Estimate, computed: Need, need: Need) -> Estimate:
-    """The estimate of an engine with adapters, from the `bare` one of the same without: of that `computed` is what the
-    formula gives it, and `need` with them.
+    """The estimate of an engine with adapters, or a draft model, from the `bare` one of the same without: of that
+    `computed` is what the formula gives it, and `need` with them.
 
-    What is asked and measured is kept without adapters: it is the same with others.
+    What is asked and measured is kept without them: it is the same with others.
     """
     more = need.total - computed.total
 
@@ -150,13 +150,14 @@ def with_adapters(bare: Estimate, computed: Need, need: Need) -> Estimate:
 
 
 def settings_key(spec: EngineSpec) -> str:
-    """Everything of `spec` that memory depends on, but for its file and those of its adapters."""
+    """Everything of `spec` that memory depends on, but for its file, those of its adapters, and what guesses ahead."""
     engine = spec.executable or f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     return json.dumps(
         [
             *(engine, spec.slots, spec.context_length, spec.batch_size, spec.cache_type, spec.cache_ram_mb),
             spec.context_checkpoints,
             *(spec.threads, spec.gpu_layers, list(spec.tensor_split), spec.task),
+            *([spec.flash_attention] if spec.flash_attention else []),
         ]
     )
 

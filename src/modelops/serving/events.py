@@ -28,10 +28,14 @@ class Residency:
 @dataclass(frozen=True)
 class Share:
     """Whose request it is, and how much of a full machine is that caller's compared with others: twice the weight is
-    twice the tokens. Weights are above 0."""
+    twice the tokens. Weights are above 0.
+
+    `quiet`: it only looks whether the model answers. Nobody waits for it, so nothing stands still for it.
+    """
 
     caller: str = ""
     weight: float = 1.0
+    quiet: bool = False
 
 
 #: Of requests whose caller is nobody in particular.
@@ -212,6 +216,19 @@ class IdleDue:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """From now on these models, and no others, are kept: none is evicted, but for one that is kept with a higher
+    number, and no keep-alive ends it. Names may be of models that are not known yet."""
+
+    names: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Look:
+    """The machine may have more room than before, though no engine has given any back."""
+
+
+@dataclass(frozen=True)
 class Drain:
     """From now on only what has been accepted is finished."""
 
@@ -233,6 +250,8 @@ Event = (
     | Stopped
     | RestartDue
     | IdleDue
+    | Keep
+    | Look
     | Drain
 )
 #: Events after which a load may begin: they need to know what room there is.

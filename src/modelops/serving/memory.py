@@ -18,6 +18,7 @@ _F32 = 4
 #: Bytes of a number in the cache: 16 bits, or blocks of 32 with a scale (`ggml/src/ggml-common.h`).
 _CACHE_TYPES: Mapping[str, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 _CELLS = 256  # both the context and a window's cache are padded to so many tokens
+_HEAD = 64  # numbers of a head of attention, at least
 _LARGEST_STEP = 512  # tokens of a prompt that go through the layers at once, whatever the batch
 #: Pages of an engine's program and libraries, which engines share, and what it takes with the least of models; for each
 #: token and each merge of the vocabulary what the tokenizer keeps. Measured with vocabularies of 512 to 262,144 tokens.
@@ -94,6 +95,10 @@ class Need:
         found = self if driver is None else replace(self, driver=driver)
         return replace(found, host=self.host + extra, parts={**self.parts, "correction": extra}) if extra else found
 
+    def beside_it(self, name: str, size: int) -> Need:
+        """The same need with `size` bytes of RAM more for what is not the model's own."""
+        return replace(self, host=self.host + size, parts={**self.parts, name: size})
+
 
 def need(
     header: Header,
@@ -107,6 +112,7 @@ def need(
     whole: bool = False,
     on_gpu: bool = False,
     adapters: Sequence[Header] = (),
+    flash: bool = True,
 ) -> Need:
     """What an engine takes with `slots` contexts of `context_length` tokens each, and with `adapters` loaded beside.
 
@@ -114,6 +120,7 @@ def need(
     (`--ctx-checkpoints`), to go back to; of a state it has one from the first answer on (`create_checkpoint` in
     `tools/server/server-context.cpp`). With `whole` a step is a batch, of which every token gives something, as in
     texts that are embedded or scored. `on_gpu`: GPUs may take some of it, and then their driver takes memory too.
+    Without `flash` attention the scores of a step are kept.
     """
     context = _padded(context_length)
     step = min(batch_size, batch_size if whole else _LARGEST_STEP, context * slots)
@@ -124,6 +131,8 @@ def need(
     first_copies = sum(states) if checkpoints else 0
     copied = header.input_bytes if header.copied_input else 0
     compute = _compute(header, context, step, step if whole else slots)
+    if not flash:
+        compute += _scores(header, context, step)
     parts = {
         "weights": header.weight_bytes + copied,
         "kv cache": sum(caches) - windowed,
@@ -169,6 +178,11 @@ def _outputs(vocabulary: int, slots: int) -> int:
     return vocabulary * (slots * (_F32 + 12) + _F32)
 
 
+def guesses(header: Header, slots: int, most: int) -> int:
+    """The logits of the `most` tokens that each slot checks at once, beside the one that it would have anyway."""
+    return slots * most * header.vocabulary * _F32
+
+
 def _process(header: Header, slots: int) -> int:
     tokenizer = header.vocabulary * _TOKEN_BYTES + header.merges * _MERGE_BYTES
     return LIBRARY_BYTES + _PROCESS_BYTES + tokenizer + slots * _SLOT_BYTES
@@ -189,6 +203,12 @@ def _cache(layer: Layer, slots: int, context: int, step: int, cache_type: str) -
     """
     block, width = _CACHE_TYPES[cache_type]
     return (layer.keys + layer.values) * _cells(layer, context, step) * slots * width // block
+
+
+def _scores(header: Header, context: int, step: int) -> int:
+    """A score for each head, token of a step, and token that it may see, and once more after they are weighed. Heads
+    are as narrow as they are in most models."""
+    return 2 * max(1, header.query_length // _HEAD) * step * context * _F32
 
 
 def _compute(header: Header, context: int, step: int, outputs: int) -> int:

@@ -35,11 +35,13 @@ class Wants:
 
 @dataclass(frozen=True)
 class Holder:
-    """A model that holds memory: how many bytes on which device. `cost` is what evicting it costs; None: it stays."""
+    """A model that holds memory: how many bytes on which device. `cost` is what evicting it costs; None: it stays.
+    `kept`: a goal keeps it."""
 
     model: str
     held: Mapping[str, int]
     cost: float | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Bill:
-    """Why something does not fit, in bytes for each device. `held`: which model holds how much in all."""
+    """Why something does not fit, in bytes for each device. `held`: which model holds how much in all; `kept`: those of
+    them that goals keep."""
 
     needed: int
     free: Mapping[str, int]
@@ -73,16 +76,20 @@ class Bill:
     evictable: Mapping[str, int]
     held: Mapping[str, int]
     would_fit: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def sentence(self, name: str) -> str:
         """The bill for a person: what, why, and what to do."""
-        held = ", ".join(f"'{model}' {_mb(size)} MB" for model, size in sorted(self.held.items())) or "no model"
+        kept = dict.fromkeys(self.kept, ", kept by a goal")
+        sizes = (f"'{model}' {_mb(size)} MB{kept.get(model, '')}" for model, size in sorted(self.held.items()))
+        held = ("; " if kept else ", ").join(sizes) or "no model"
         *rooms, last = (f"{_mb(size)} MB on {device}" for device, size in self.free.items())
         free = f"{', '.join(rooms)} and {last}" if rooms else f"{_mb(sum(self.free.values()))} MB"
         fits = f"it would fit with {' or '.join(self.would_fit)}" if self.would_fit else "no smaller setting would fit"
         return (
             f"'{name}' needs {_mb(self.needed, up=True)} MB and {free} are free (held: {held}); {fits}; "
-            "else unload a model that is in use or pinned, or raise memory.budget_mb where it is what binds"
+            f"else unload a model that is in use or pinned, {'cancel a goal that keeps one, ' if kept else ''}"
+            "or raise memory.budget_mb where it is what binds"
         )
 
     def details(self) -> dict[str, str]:
@@ -137,7 +144,22 @@ def bill(wants: Wants, free: Mapping[str, int], holders: Sequence[Holder], cpu_l
             for model in {holder.model: None for holder in holders}
         },
         would_fit=tuple(name for name in would if name),
+        kept=tuple(sorted({holder.model for holder in holders if holder.kept})),
     )
+
+
+def together(
+    wants: Mapping[str, Wants], free: Mapping[str, int], *, cpu_layers: CpuLayers = "before_eviction"
+) -> tuple[str, Bill] | None:
+    """The first of these models that has no place beside those before it, with the bill; None where all have one."""
+    left, holders = dict(free), list[Holder]()
+    for name, want in wants.items():
+        placed = place(want, left, holders, cpu_layers=cpu_layers)
+        if isinstance(placed, Bill):
+            return name, placed
+        holders.append(Holder(name, placed.layout.reserve, kept=True))
+        left = {device: size - placed.layout.reserve.get(device, 0) for device, size in left.items()}
+    return None
 
 
 # --- layouts ---

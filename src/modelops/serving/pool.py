@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from modelops.serving.events import (
     Ask,
     Candidate,
     Close,
+    Keep,
     Load,
     Register,
     Residency,
@@ -43,7 +44,7 @@ from modelops.serving.events import (
 )
 from modelops.serving.loans import Loan
 from modelops.serving.meter import Meter
-from modelops.serving.placement import Bill, Plan
+from modelops.serving.placement import Bill, Plan, Wants, freed, together
 from modelops.serving.quantised import Quantised
 from modelops.serving.running import Running
 from modelops.serving.state import Model
@@ -182,30 +183,54 @@ class Pool(EngineRoom):
         await self._noted()
         return self.view(version.model_name)
 
-    async def activate(self, version: Version, *, drain_first: bool, deadline: float) -> None:
-        """Let `version` answer for its name from now on; where that is loaded, as `swap` does."""
+    async def activate(self, version: Version, *, wish: Wish | None = None, drain_first: bool, deadline: float) -> None:
+        """Let `version` answer for its name from now on, run as `wish` says, or with None as before; where it is
+        loaded, as `swap` does, and else from its next load on.
+
+        With a wish what is under way, such as a restart, is waited for. Raises Conflict for an adapter with a wish: it
+        is run as its model is.
+        """
         name = version.model_name
         if version.base:
+            if wish:
+                raise Conflict(f"'{name}' is an adapter, and is run as '{version.engine_name}' is")
             await self.adapting.activate(version, drain_first=drain_first, deadline=deadline)
             return
-        if self.resident(name) and self.view(name).version.number != version.number:
-            await self.swap(version, drain_first=drain_first, deadline=deadline)
+        if wish:
+            await self._rest(name, deadline)
+        if self.resident(name):
+            running = self.current(name)
+            otherwise = wish is not None and (running is None or running.build.wish != wish)
+            if otherwise or self.view(name).version.number != version.number:
+                await self.swap(version, wish, drain_first=drain_first, deadline=deadline)
         await self._catalog.activate(version)
+        if self.resident(name):
+            return
+        if wish:
+            self._wishes[name] = wish
+        model = self._scheduler.models.get(name)
+        # What made it fail as it was run before is not held against it; what waits for room is not loaded as it was.
+        if model and (wish or model.short):
+            await self._register(version, wish or self._wishes.get(name) or self._catalog.wish(name))
 
-    async def swap(self, version: Version, *, drain_first: bool, deadline: float) -> View:
-        """Serve the loaded model by `version` from now on, without a failed request; it is wished as the present one.
+    async def swap(self, version: Version, wish: Wish | None = None, *, drain_first: bool, deadline: float) -> View:
+        """Serve the loaded model by `version` from now on, without a failed request, run as `wish` says, or with None
+        as the present one; it may be the present version, run otherwise. A restart runs it so too.
 
         The new engine is started beside the old one, which ends when its last request has; with `drain_first` after it.
         What has begun goes on when its caller leaves or its time runs out: the version that serves is the active one.
-        Raises Conflict where the model is not loaded, InsufficientMemory where both do not fit.
+        Raises Conflict where the model is not loaded, NotFound where its draft model is not there, InsufficientMemory
+        where both do not fit.
         """
         name, began = version.model_name, time.perf_counter()
         running = self.current(name)
         if running is None:
             raise Conflict(f"'{name}' is not loaded")
+        if wish and wish.tuning.draft:
+            self._catalog.active(wish.tuning.draft)
         try:
             async with asyncio.timeout_at(deadline):
-                build = await self._build(version, running.build.wish)
+                build = await self._build(version, running.build.wish if wish is None else wish)
         except TimeoutError:
             raise DeadlineExceeded(f"the time ran out while '{name}' {version.label} was prepared") from None
         self._catalog.version(name, version.label)  # it may have been removed meanwhile
@@ -220,12 +245,24 @@ class Pool(EngineRoom):
         swapping.result()
         return self.view(name)
 
+    async def _rest(self, name: str, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not self.at_rest(name):
+                    await self.turned()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the time ran out while '{name}' was on its way to another state") from None
+
     async def _swap(self, event: Swap, version: Version, began: float) -> None:
         while self.adapting.following(event.model) and not self.at_rest(event.model):
             await self.turned()
         await self._wait(event.ticket, event, None, f"activating '{event.model}' {version.label}")
         self._metrics.observe(SWAP_DURATION, time.perf_counter() - began, event.model)
+        model, build = self._scheduler.models[event.model], self._builds.get(event.candidate.build)
+        if build and model.wanted and model.candidate.build == event.candidate.build:
+            self._noting = self._remember(event.model, build.wish)
         await self._catalog.activate(version)
+        await self._noted()
 
     async def exchange(self, name: str, running: Running, chosen: Version | None, *, drain_first: bool) -> bool:
         """Let the active version of the model `name` be served, in the place of `running`, by an engine with the
@@ -261,7 +298,7 @@ class Pool(EngineRoom):
         """The numbers of the versions of `name` that engines run, are about to run, or still finish with."""
         builds = {engine.candidate.build for engine in self._scheduler.engines.values() if engine.model == name}
         model = self._scheduler.models.get(name)
-        if model and model.phase not in ("available", "failed"):
+        if model and (model.short or model.phase not in ("available", "failed")):
             builds |= {model.candidate.build, *([model.fallback[0].build] if model.fallback else [])}
         return {build.version.number for build in map(self._builds.get, builds) if build}
 
@@ -298,6 +335,37 @@ class Pool(EngineRoom):
         return build, self._scheduler.books.preview(
             build.candidate, version.model_name, self._loop.time(), self._room()
         )
+
+    def keep(self, names: Mapping[str, int]) -> None:
+        """From now on these models, and no others, are kept as pinned ones are, whether or not they are loaded now; one
+        with a higher number may evict one with a lower. An adapter is kept with its model."""
+        kept: dict[str, int] = {}
+        for name, number in names.items():
+            engine = self._engine_name(name)
+            kept[engine] = max(number, kept.get(engine, number))
+        if kept != self._scheduler.books.kept:
+            self._dispatch(Keep(kept))
+
+    def waits(self, name: str) -> bool:
+        """Whether `name` is kept, was refused for want of memory, and is loaded as soon as there is room."""
+        model = self._scheduler.models.get(self._engine_name(name))
+        return model is not None and model.short
+
+    @property
+    def kept(self) -> Mapping[str, int]:
+        """What `keep` was told last, by the names of the engines' models."""
+        return self._scheduler.books.kept
+
+    async def unfit(self, versions: Mapping[str, Version]) -> tuple[str, Bill] | None:
+        """The first of these models that has no place beside those before it, were nothing else loaded, with the
+        bill; None where all have one. Raises ModelOpsError where one cannot be served."""
+        wants: dict[str, Wants] = {}
+        for name, version in versions.items():
+            build, _ = await self.preview(version, self.wish(name) or self._catalog.wish(name))
+            wants.setdefault(build.version.model_name, build.candidate.wants)
+        books = self._scheduler.books
+        free = freed(books.free(self._room()), books.ledger.reserved.values())
+        return together(wants, free, cpu_layers=books.cpu_layers)
 
     # --- what anybody may look at ---
     def view(self, name: str) -> View:

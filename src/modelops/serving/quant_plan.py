@@ -29,6 +29,8 @@ _TYPES: dict[QuantType, tuple[int, int]] = {
 }
 F32, F16, BF16 = 0, 1, 30
 _FLOATS = (F32, F16, BF16)
+#: Types of blocks that can be read again, which is all that llama-quantize writes.
+_BLOCKS_READ = (2, 3, 6, 7, 8, *range(10, 15), *range(16, 24), 29, 34, 35, 39)
 _NUMBERS = (*_FLOATS, 24, 25, 26, 27, 28)  # and integers, and doubles: whatever holds them is not quantised by them
 _QUANTISATION_VERSION = 2  # of the blocks of all these types, since 2023
 _DROPPED = ("split.no", "split.count", "split.tensors.count")
@@ -79,7 +81,8 @@ class Plan:
     """A quantised copy before it is made.
 
     `header` is what comes before the weights: bytes of its own, and ranges of bytes of the first part. `quantised` says
-    that the source is quantised already: there is nothing to do, it is served as it is.
+    that the source is quantised already: there is nothing to do, it is served as it is, unless its weights are to be
+    written `again`.
     """
 
     kind: QuantType
@@ -88,6 +91,14 @@ class Plan:
     steps: tuple[Step, ...]
     alignment: int
     quantised: bool
+    again: bool = False
+
+    @property
+    def needless(self) -> bool:
+        """Whether there is nothing to do: the source is served as it is."""
+        if self.again:
+            return all(step.kind == step.tensor.kind for step in self.steps)
+        return self.quantised
 
     @property
     def name(self) -> str:
@@ -124,8 +135,9 @@ def parse(text: str) -> QuantType:
     raise InvalidRequest(f"'{text[:40]}' is no type of quantised weights; the types are {known}")
 
 
-def plan(parts: Sequence[Part], kind: QuantType) -> Plan:
-    """How the model in `parts` becomes one file of weights of the type `kind`. Raises InvalidRequest."""
+def plan(parts: Sequence[Part], kind: QuantType, *, again: bool = False) -> Plan:
+    """How the model in `parts` becomes one file of weights of the type `kind`; with `again` also those that are
+    quantised already. Raises InvalidRequest."""
     first = parts[0]
     tensors = [(index, tensor) for index, part in enumerate(parts) for tensor in part.table.tensors]
     names = [tensor.name for _, tensor in tensors]
@@ -139,7 +151,7 @@ def plan(parts: Sequence[Part], kind: QuantType) -> Plan:
     steps = tuple(
         Step(index, tensor, chosen, math.prod(tensor.shape) // BLOCKS[chosen][0] * BLOCKS[chosen][1])
         for index, tensor in tensors
-        for chosen in [_chosen(tensor, kind, tied=tied, eight_experts=experts == 8)]
+        for chosen in [_chosen(tensor, kind, tied=tied, eight_experts=experts == 8, again=again)]
     )
     alignment = first.table.alignment
     return Plan(
@@ -149,14 +161,16 @@ def plan(parts: Sequence[Part], kind: QuantType) -> Plan:
         steps=steps,
         alignment=alignment,
         quantised=any(tensor.kind not in _NUMBERS for _, tensor in tensors),
+        again=again,
     )
 
 
-def _chosen(tensor: Tensor, kind: QuantType, *, tied: bool, eight_experts: bool) -> int:
+def _chosen(tensor: Tensor, kind: QuantType, *, tied: bool, eight_experts: bool, again: bool) -> int:
     """The ggml type of `tensor` in the copy."""
     name = tensor.name
     matrix = any(length > 1 for length in tensor.shape[1:])
-    if tensor.kind not in _FLOATS or not matrix or not name.endswith("weight") or _KEPT.search(name):
+    readable = (*_FLOATS, *_BLOCKS_READ) if again else _FLOATS
+    if tensor.kind not in readable or not matrix or not name.endswith("weight") or _KEPT.search(name):
         return tensor.kind
     wanted = _TYPES[kind][0]
     if tensor.shape[0] % BLOCKS[wanted][0]:
@@ -164,8 +178,15 @@ def _chosen(tensor: Tensor, kind: QuantType, *, tied: bool, eight_experts: bool)
     # The output decides most of a word: llama-quantize gives it more bits, Q6_K, and where that does not fit Q8_0.
     output = name == "output.weight" or (tied and name in _EMBEDDINGS)
     if output or (eight_experts and _KEYS_AND_VALUES.search(name)):
-        return _TYPES["Q8_0"][0]
+        wanted = _TYPES["Q8_0"][0]
+        if tensor.kind not in _FLOATS and _bits(tensor.kind) <= _bits(wanted):
+            return tensor.kind  # more bits would bring back nothing that is lost
     return wanted
+
+
+def _bits(kind: int) -> float:
+    values, width = BLOCKS[kind]
+    return 8 * width / values
 
 
 def header(first: Part, steps: Sequence[Step], file_type: int, alignment: int) -> tuple[bytes | range, ...]:

@@ -67,17 +67,23 @@ class Quantised:
     async def would(self, version: Version) -> Plan | None:
         """What a copy of `version` would be, None where none is needed or it is there."""
         plan = await quantising.plan(version.file, self._kind)
-        return None if plan.quantised or await asyncio.to_thread(self._copy(version).is_file) else plan
+        return None if plan.needless or await asyncio.to_thread(self._copy(version).is_file) else plan
 
     def prune(self, digests: Collection[str]) -> tuple[list[str], int]:
         """Delete the copies of files that have none of `digests`, and what killed runs left; what, and bytes freed."""
-        removed: list[str] = []
-        freed = 0
-        wanted = {digest.removeprefix("sha256:") for digest in digests}
-        for file in self._folder.glob("*.gguf"):
-            if file.name.split("-")[0] not in wanted:
-                freed += file.stat().st_size
-                file.unlink()
-                removed.append(f"quantised copy {file.name[:12]}…")
-        quantising.prune(self._folder)
-        return removed, freed
+        return prune_copies(self._folder, digests, "quantised copy")
+
+
+def prune_copies(folder: Path, digests: Collection[str], what: str) -> tuple[list[str], int]:
+    """Delete the files in `folder`, named after the digests that they were made of, that have none of `digests`, and
+    what killed runs left; what, and the bytes freed."""
+    removed: list[str] = []
+    freed = 0
+    wanted = {digest.removeprefix("sha256:") for digest in digests}
+    for file in folder.glob("*.gguf"):
+        if file.name.split("-")[0] not in wanted:
+            freed += file.stat().st_size
+            file.unlink()
+            removed.append(f"{what} {file.name[:12]}…")
+    quantising.prune(folder)
+    return removed, freed

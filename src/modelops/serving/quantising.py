@@ -42,12 +42,13 @@ class QuantisingFailed(ModelOpsError):
     code = "engine_failed"
 
 
-async def plan(source: Path, kind: QuantType) -> Plan:
-    """What the copy of `source` will be and will need: see `target_bytes`, `memory_bytes`, and `quantised`.
+async def plan(source: Path, kind: QuantType, *, again: bool = False) -> Plan:
+    """What the copy of `source` will be and will need: see `target_bytes`, `memory_bytes`, and `needless`. With `again`
+    weights that are quantised already are written once more.
 
     A split model is given by its first part. Raises InvalidRequest where the source is no whole GGUF.
     """
-    return await asyncio.to_thread(quantizer.read_plan, source, kind)
+    return await asyncio.to_thread(quantizer.read_plan, source, kind, again=again)
 
 
 async def quantise(plan: Plan, target: Path, progress: Progress, *, stall_s: float = 120.0) -> None:
@@ -58,7 +59,7 @@ async def quantise(plan: Plan, target: Path, progress: Progress, *, stall_s: flo
     Raises InvalidRequest where the source cannot be quantised, or changed since it was planned; DiskFull;
     DeadlineExceeded after `stall_s` seconds without progress; else QuantisingFailed.
     """
-    if plan.quantised:
+    if plan.needless:
         raise InvalidRequest(f"'{plan.name}' is quantised already; it is served as it is")
     try:
         folder = await asyncio.to_thread(_make_room, plan, target)
@@ -148,6 +149,7 @@ async def _run(plan: Plan, partial: Path, progress: Progress, stall_s: float) ->
 
     child = Process(f"quantise {plan.name}", heard)
     argv = [sys.executable, "-m", quantizer.__name__, str(plan.parts[0].file), str(partial), plan.kind]
+    argv += ["again"] if plan.again else []
     try:
         async with asyncio.timeout(stall_s) as limit:
             await child.start(argv, _ONE_THREAD)

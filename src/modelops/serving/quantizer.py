@@ -1,4 +1,4 @@
-"""Writes the quantised copy of a model: `python -m modelops.serving.quantizer SOURCE TARGET TYPE`.
+"""Writes the quantised copy of a model: `python -m modelops.serving.quantizer SOURCE TARGET TYPE [again]`.
 
 The child's side of `quantising`, which knows when to run it and what becomes of the file. Lines `progress DONE TOTAL`
 on standard output count the bytes of the copy that are on the disk. On failure the last line is `error: …`, without
@@ -42,10 +42,10 @@ class BadSource(Exception):
 
 def main() -> None:
     """Write the copy, or say why not."""
-    source, target, kind = sys.argv[1:]
+    source, target, kind, *again = sys.argv[1:]
     os.nice(_NICE)
     try:
-        plan = read_plan(Path(source), quant_plan.parse(kind))
+        plan = read_plan(Path(source), quant_plan.parse(kind), again=bool(again))
         write(plan, Path(target), lambda done: print(f"progress {done} {plan.target_bytes}", flush=True))
     except InvalidRequest as error:
         _fail(BAD_SOURCE, error.message)
@@ -61,8 +61,9 @@ def _fail(status: int, message: str) -> None:
     sys.exit(status)
 
 
-def read_plan(source: Path, kind: QuantType) -> Plan:
-    """What the copy of `source` will be: reads its table, and where it is split those of all parts.
+def read_plan(source: Path, kind: QuantType, *, again: bool = False) -> Plan:
+    """What the copy of `source` will be: reads its table, and where it is split those of all parts. With `again` its
+    weights are written once more where they are quantised already.
 
     Raises InvalidRequest where one of them is no whole GGUF, or they do not belong together.
     """
@@ -74,7 +75,7 @@ def read_plan(source: Path, kind: QuantType) -> Plan:
             f"'{source.name}' is a part of a split model, and the other parts are not beside it, or of another model; "
             "fetch them all again, and keep their names"
         )
-    return quant_plan.plan(parts, kind)
+    return quant_plan.plan(parts, kind, again=again)
 
 
 def _read_part(file: Path) -> Part:
@@ -151,7 +152,7 @@ def _read(stream: BinaryIO, start: int, count: int, at_once: int) -> Iterator[by
 
 
 def _converted(data: bytes, step: Step) -> bytes:
-    """Whole blocks of a tensor of plain numbers, as the step's type."""
+    """Whole blocks of a tensor, as the step's type."""
     import numpy as np
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize, quantize

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -84,6 +84,7 @@ class Registry:
         self._entries = entries
         self._aliases = {alias: name for name, entry in entries.items() for alias in entry.aliases}
         self._models: dict[str, Model] = {}
+        self._tuned: dict[str, Wish] = {}
         self._known: dict[tuple[str, str, str, int, int], int] = {}  # what makes a version → its number
 
     # --- what there is ---
@@ -161,9 +162,22 @@ class Registry:
         return [name for name, entry in self._entries.items() if entry.preload]
 
     def wish(self, name: str) -> Wish:
-        """How `name` is to be run where no caller says so: an adapter as the model that it changes."""
+        """How `name` is to be run where no caller says so: as the catalogue file says, and before that as it was tuned.
+        An adapter as the model that it changes."""
         name = self.active(name).engine_name if self.is_adapter(name) else name
-        return wish_of(self._entries.get(name, _NO_ENTRY))
+        wish = wish_of(self._entries.get(name, _NO_ENTRY))
+        if (tuned := self._tuned.get(name)) is None:
+            return wish
+        return replace(
+            wish,
+            slots=tuned.slots or wish.slots,
+            cache_type=tuned.cache_type or wish.cache_type,
+            tuning=tuned.tuning,
+        )
+
+    def tuned(self, name: str) -> Wish | None:
+        """How `name` was tuned, of which the catalogue file says nothing; None if it was not."""
+        return self._tuned.get(self.active(name).engine_name)
 
     def entry(self, name: str) -> ModelEntry:
         """What the catalogue file says of `name`."""
@@ -189,9 +203,15 @@ class Registry:
                 gone += [model.versions.pop(number) for number in sorted(numbers)]
                 if not model.versions:
                     del self._models[name]
+                    self._tuned.pop(name, None)
         keys = {(version.model_name, version.number) for version in gone}
         self._known = {key: number for key, number in self._known.items() if (key[0], number) not in keys}
         return gone
+
+
+def tuned_part(wish: Wish) -> Wish:
+    """What of `wish` a model is tuned by."""
+    return Wish(slots=wish.slots, cache_type=wish.cache_type, tuning=wish.tuning)
 
 
 def wish_of(entry: ModelEntry) -> Wish:

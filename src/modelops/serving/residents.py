@@ -39,12 +39,13 @@ class Residents:
     def restore(self, catalog: Catalog, pool: Pool, rows: Iterable[ModelRow]) -> None:
         """Begin to load what was loaded, and what the catalogue wants, one after another.
 
-        Pinned models come first, then the one that was loaded last. What must be fetched first keeps nobody waiting.
+        Pinned models and those that goals keep come first, then the one that was loaded last. What must be fetched
+        first keeps nobody waiting.
         """
         wanted = {name: catalog.wish(name) for name in reversed(catalog.preloaded())}
         wanted |= {row.model_name: Wish.from_json(row.wish) for row in rows if row.wanted}
         order = list(wanted.items())[::-1]
-        order.sort(key=lambda found: not found[1].pinned)
+        order.sort(key=lambda found: not (found[1].pinned or found[0] in pool.kept))
         here = set(catalog.names())
         present = [(name, wish) for name, wish in order if name in here or not catalog.entry(name).source]
         if present:

@@ -75,6 +75,8 @@ class Running:
         layout, need = self.layout, self.build.tuned.need
         if self.build.device == "gpu" and not layout.gpu_layers:
             return None  # it was estimated with a driver that it does without
+        if self.engine.spec.speculation:
+            return None  # how much of that is for its guesses is not known
         loras = need.total - self.build.tuned.bare.total
         if loras and (layout.gpu_layers or self.adapters != self.build.adapters):
             return None  # how much of that is theirs is not known

@@ -9,7 +9,7 @@ Memory is reserved when a load is decided; the start waits until what was evicte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 
 from modelops.api.errors import (
     AlreadyLoaded,
@@ -32,6 +32,7 @@ from modelops.serving.answers import (
 )
 from modelops.serving.breaker import Cause
 from modelops.serving.events import (
+    BEGINNERS,
     NO_ROOM,
     Ask,
     Candidate,
@@ -43,9 +44,11 @@ from modelops.serving.events import (
     Grant,
     Grown,
     IdleDue,
+    Keep,
     Load,
     Loaded,
     LoadFailed,
+    Look,
     Refuse,
     Register,
     Residency,
@@ -91,11 +94,63 @@ class Scheduler:
         if isinstance(event, Register):
             self._register(event)
             return []
-        return list(self._on(event, self.models[event.model], now, room))
+        if isinstance(event, Keep):
+            effects = list(self._keep(event.names, now))
+        elif isinstance(event, Look):
+            effects = []
+        else:
+            effects = list(self._on(event, self.models[event.model], now, room))
+        return [*effects, *self._let_in(now, room)]
+
+    @property
+    def short(self) -> bool:
+        """Whether a model that is kept waits for room."""
+        return any(model.short for model in self.models.values())
+
+    def needs_room(self, event: Event) -> bool:
+        """Whether the event, which is still to come, may begin a load: of its own model, or, where memory is given back
+        or what holds it becomes idle, of a kept one that waits for room."""
+        if isinstance(event, BEGINNERS):
+            return not isinstance(event, Ask) or self.models[event.model].phase != "loaded"
+        if not self.short:
+            return False
+        if isinstance(event, Close):
+            return self._last_of_all(event)
+        return isinstance(event, Look | Keep | Loaded | LoadFailed | Unload)
+
+    def _last_of_all(self, close: Close) -> bool:
+        """Whether an engine that may go, or is about to, is left without a request."""
+        model = self.models[close.model]
+        going = [*model.retiring.values(), *([model.engine] if model.engine and model.phase == "unloading" else [])]
+        if any(engine.active == {close.ticket} for engine in going):
+            return True
+        first = max(other.kept for other in self.models.values() if other.short and other.kept is not None)
+        stays = model.residency.pinned or (model.kept is not None and model.kept >= first)
+        # Where it has failed, those that wait may be refused.
+        waiting = 0 if close.outcome.kind == "failed" else model.queued
+        return not stays and model.active + waiting <= 1
 
     def _register(self, event: Register) -> None:
-        model = self.models.setdefault(event.model, Model(event.candidate, event.residency))
+        kept = self.books.kept.get(event.model)
+        model = self.models.setdefault(event.model, Model(event.candidate, event.residency, kept=kept))
         model.becomes(event.candidate, event.residency)
+
+    def _keep(self, names: Mapping[str, int], now: float) -> Iterator[Effect]:
+        self.books.kept = dict(names)
+        for name, model in self.models.items():
+            before, model.kept = model.kept, names.get(name)
+            model.short = model.short and model.kept is not None
+            if before is not None and model.kept is None:
+                yield from self._idle(name, model, now)  # its keep-alive counts from now on
+
+    def _let_in(self, now: float, room: Room) -> Iterator[Effect]:
+        """Load what is kept and has waited for room, as soon as there is some; who goes first comes first."""
+        if room is NO_ROOM or self._draining:
+            return
+        for _, name in sorted((-(model.kept or 0), name) for name, model in self.models.items() if model.short):
+            model = self.models[name]
+            if isinstance(self.books.preview(model.candidate, name, now, room), Plan):
+                yield from self._begin(name, model, now, room)
 
     def _on(self, event: Event, model: Model, now: float, room: Room) -> Iterator[Effect]:
         match event:
@@ -244,11 +299,13 @@ class Scheduler:
                 return
             # Memory may come back any moment: the next request is not made to wait as after a broken engine.
             self._enter(model, "available", now)
+            model.short = model.kept is not None
             model.crashes = 0
             yield from refuse_all(model, error)
             yield from forget(name, model)
             return
         self._enter(model, "loading", now)
+        model.short, model.place = False, plan.layout.reserve
         model.engine = yield from self._reserve(name, model.candidate, plan, now, room)
         model.wanted = True
         yield Residents(name, wanted=True)

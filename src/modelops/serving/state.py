@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from modelops.api.errors import ModelOpsError
@@ -14,6 +14,9 @@ from modelops.serving.pace import Pace
 from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Layout, Ledger, Plan, eviction_cost, freed, place
 
 Phase = Literal["available", "loading", "loaded", "unloading", "restarting", "failed"]
+
+#: Evicting what is kept costs more than all that nobody keeps.
+_KEPT_COST = 1e9
 
 
 @dataclass
@@ -57,6 +60,9 @@ class Model:
     unloads: list[int] = field(default_factory=list)
     leaving: StopReason = "requested"  # why it is unloading
     keep: Residency | None = None  # of the last request that brought its own
+    kept: int | None = None  # somebody keeps it; a higher number goes before
+    short: bool = False  # it is kept, and was refused for want of memory: it is loaded as soon as there is room
+    place: Mapping[str, int] | None = None  # what was reserved for it last
     asked: dict[int, Ask] = field(default_factory=dict)  # by ticket: requests that wait or are served
     granted: dict[int, float] = field(default_factory=dict)  # by ticket: when it was given its slot
     breaker: Breaker = field(default_factory=Breaker)
@@ -73,6 +79,11 @@ class Model:
     def idle(self) -> bool:
         """Loaded, and nobody uses it or waits for it."""
         return self.phase == "loaded" and not self.active and not self.queue and not self.incoming
+
+    @property
+    def coming(self) -> bool:
+        """It is kept, and about to come back: nobody who goes behind it takes its place."""
+        return self.kept is not None and (self.short or self.phase == "restarting")
 
     @property
     def engine_active(self) -> set[int]:
@@ -92,7 +103,7 @@ class Model:
     @property
     def keep_alive_s(self) -> float | None:
         """Seconds that it stays after its last request; None: until memory is needed."""
-        if self.residency.pinned:
+        if self.residency.pinned or self.kept is not None:
             return None
         return (self.keep or self.residency).keep_alive_s
 
@@ -109,13 +120,16 @@ class Model:
             self.breaker.close()
         self.candidate, self.residency, self.keep = candidate, residency, None
 
-    def cost(self, now: float) -> float | None:
-        """What evicting it costs; None where it must stay."""
+    def cost(self, now: float, asking: int | None = None) -> float | None:
+        """What evicting it costs, for a model that is kept with the number `asking`; None where it must stay."""
         if not self.idle or self.residency.pinned:
             return None
-        return eviction_cost(
+        cost = eviction_cost(
             reload_s=self.candidate.reload_s, idle_s=max(0.0, now - self.idle_since), keep_alive_s=self.keep_alive_s
         )
+        if self.kept is None:
+            return cost
+        return None if asking is None or self.kept >= asking else _KEPT_COST + cost
 
 
 @dataclass
@@ -125,6 +139,7 @@ class Books:
     budget: int = 0  # bytes of RAM for all models together; 0: what the machine has
     cpu_layers: CpuLayers = "before_eviction"
     models: dict[str, Model] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)  # also of models that are not known yet
     engines: dict[int, Engine] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -139,10 +154,37 @@ class Books:
         if after:
             gone |= {number: self.ledger.reserved[number] for number, of in self.engines.items() if of.model == name}
         free = freed(self.free(room), gone.values())
-        holders = self._holders(now, gone)
+        holders = self._holders(now, gone, self.kept.get(name))
+        for claim in self.claims(name, free, gone):
+            holders.append(claim)
+            free = {device: size - claim.held.get(device, 0) for device, size in free.items()}
         if beside:
-            holders = [Holder(who.model, who.held) if who.model == name else who for who in holders]
+            holders = [replace(who, cost=None) if who.model == name else who for who in holders]
         return place(candidate.wants, free, holders, cpu_layers=self.cpu_layers)
+
+    def claims(self, asking: str, free: Mapping[str, int], gone: Collection[int] = ()) -> list[Holder]:
+        """What is not for the model `asking` of what is free: the places of kept models that go before it and are about
+        to come back, where they fit once all that goes behind them has gone. Nobody gives way to what cannot be."""
+        left, found = dict(free), list[Holder]()
+        first = [(model.kept, name) for name, model in self.models.items() if model.coming and model.kept is not None]
+        for kept, name in sorted(first, key=lambda each: (-each[0], each[1])):
+            model = self.models[name]
+            place = model.place or ({HOST: model.candidate.wants.need.total} if left.keys() == {HOST} else {})
+            most = freed(left, self._behind(kept, gone))
+            fits = all(size <= most.get(device, 0) for device, size in place.items())
+            if place and fits and name != asking and kept > self.kept.get(asking, -1):
+                found.append(Holder(name, place, kept=True))
+                left = {device: size - place.get(device, 0) for device, size in left.items()}
+        return found
+
+    def _behind(self, kept: int, gone: Collection[int]) -> list[Mapping[str, int]]:
+        """What engines hold that are not `gone`, of models that go behind one which is kept with that number."""
+        return [
+            self.ledger.reserved[number]
+            for number, engine in self.engines.items()
+            if number not in gone and not (model := self.models[engine.model]).residency.pinned
+            if model.kept is None or model.kept < kept
+        ]
 
     def free(self, room: Room) -> dict[str, int]:
         """What may be reserved on each device now."""
@@ -156,14 +198,16 @@ class Books:
             free[HOST] = min(free.get(HOST, 0), self.budget - self.ledger.total(HOST))
         return free
 
-    def _holders(self, now: float, gone: Collection[int]) -> list[Holder]:
-        """Who holds what, and what evicting it costs, but for the engines that are `gone`."""
+    def _holders(self, now: float, gone: Collection[int], asking: int | None) -> list[Holder]:
+        """Who holds what, and what evicting it costs for one that is kept with the number `asking`, but for the engines
+        that are `gone`."""
         holders = []
         for number, sizes in self.ledger.reserved.items():
             if number not in gone:
                 engine = self.engines[number]
                 model = self.models[engine.model]
-                holders.append(Holder(engine.model, sizes, model.cost(now) if model.engine is engine else None))
+                cost = model.cost(now, asking) if model.engine is engine else None
+                holders.append(Holder(engine.model, sizes, cost, kept=model.kept is not None))
         return holders
 
     def going(self, asking: str) -> dict[int, Mapping[str, int]]:

@@ -5,12 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from modelops.engines.base import CacheType
+from modelops.engines.base import CacheType, FlashAttention, Speculation
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an engine computes, beside what a caller may ask of a load; zeros and "" leave it to the settings.
+
+    `draft` is the registered model that guesses ahead, where `speculation` is "draft".
+    """
+
+    batch_size: int = 0
+    threads: int = 0
+    flash_attention: FlashAttention = ""
+    speculation: Speculation = ""
+    draft: str = ""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller may ask of a load, as in ModelLoadRequest; zeros and None leave it to the settings."""
+    """What a caller may ask of a load, as in ModelLoadRequest, and how it was tuned; zeros and None leave it to the
+    settings."""
 
     quantization: bool = False
     gpu_layers: int = 0
@@ -19,6 +34,7 @@ class Wish:
     cache_type: CacheType | None = None
     keep_alive_s: float | None = None  # negative: stays
     pinned: bool = False
+    tuning: Tuning = Tuning()
 
     @property
     def offloaded(self) -> int | None:
@@ -27,10 +43,13 @@ class Wish:
 
     def to_json(self) -> str:
         """For the state file."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value != getattr(Wish(), key)})
+        return json.dumps({key: value for key, value in asdict(self).items() if value != asdict(Wish())[key]})
 
     @classmethod
     def from_json(cls, text: str) -> Wish:
         """What `to_json` wrote; what another release wrote and this one does not know is left out."""
         fields = json.loads(text)
-        return cls(**{key: fields[key] for key in cls.__dataclass_fields__ if key in fields})
+        known = {key: fields[key] for key in cls.__dataclass_fields__ if key in fields}
+        if tuning := known.get("tuning"):
+            known["tuning"] = Tuning(**{key: tuning[key] for key in Tuning.__dataclass_fields__ if key in tuning})
+        return cls(**known)
