@@ -23,6 +23,7 @@ import modelops
 from modelops.api.errors import AlreadyLoaded, ModelOpsError
 from modelops.api.types import ModelLoadRequest
 from modelops.engines.process import kill_leftovers
+from modelops.goals.assembly import Pursuit
 from modelops.learning.assembly import Learning
 from modelops.metrics import Metrics
 from modelops.metrics.families import LOOP_LAG
@@ -40,6 +41,7 @@ from modelops.serving.sources import Policy
 from modelops.settings import ModelEntry, Settings, SettingsError, load_catalogue
 from modelops.store.database import open_database
 from modelops.store.estimates import EstimateQueries
+from modelops.store.goals import GoalQueries
 from modelops.store.jobs import JobQueries
 from modelops.store.keys import KeyQueries
 from modelops.store.models import ModelQueries
@@ -71,6 +73,7 @@ class Running:
     pool: Pool
     residents: Residents
     learning: Learning
+    pursuit: Pursuit
     rest: RestServer
     grpc: GrpcServer
     zmq: ZmqServer
@@ -110,8 +113,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(arrivals.close)
         learning = Learning(settings, JobQueries(database), catalog, pool, machine, metrics, runtime_dir)
         stack.push_async_callback(learning.close)
-        jobs = learning.jobs
-        parts = Parts(settings, catalog, machine, pool, arrivals, quantised, callers, metrics, tracing, jobs)
+        pursuit = Pursuit(settings, GoalQueries(database), catalog, pool, machine, learning, metrics)
+        stack.push_async_callback(pursuit.close)
+        jobs, goals = learning.jobs, pursuit.goals
+        parts = Parts(settings, catalog, machine, pool, arrivals, quantised, callers, metrics, tracing, jobs, goals)
         coordinator = Coordinator(parts)
         stack.callback(coordinator.close)
         watching = Tasks("watch")
@@ -122,6 +127,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         grpc = GrpcServer(coordinator, listening, server.grpc_port)
         zmq = ZmqServer(coordinator, listening, server.zmq_port)
         await learning.clear()
+        await pursuit.clear()
+        await pursuit.keep()
         transports = (("rest", rest), ("grpc", grpc), ("zmq", zmq))
         for _, transport in transports:
             stack.push_async_callback(transport.stop)  # of all, before any starts: where one fails, the rest end too
@@ -135,12 +142,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             watching.start("certificate", _keep_fresh(listening.certificate))
         rows = await residents.queries.all() if settings.models.restore else []
         residents.restore(catalog, pool, rows)
-        watching.start("learning", _begin(residents, learning))
+        watching.start("learning and goals", _begin(residents, learning, pursuit))
         try:
-            yield Running(coordinator, pool, residents, learning, rest, grpc, zmq)
+            yield Running(coordinator, pool, residents, learning, pursuit, rest, grpc, zmq)
         finally:
             coordinator.draining = True
             await grpc.drain()
+            await pursuit.close()
             await learning.close()  # what is under way goes back to the queue, before its engines and leases end
             await arrivals.close()
             await pool.close()  # both before the transports: through them, what is cut short is told so
@@ -185,15 +193,17 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
 async def _drain(parts: Running, settings: Settings) -> None:
     """Finish what was accepted; whoever asks meanwhile is refused, and so knows before its connection is closed."""
     noticed = asyncio.get_running_loop().time() + settings.server.drain_notice_s
+    await parts.pursuit.close()
     await parts.learning.close()  # it goes on after the restart
     await parts.pool.drain(settings.server.drain_s)
     await asyncio.sleep(max(0.0, noticed - asyncio.get_running_loop().time()))
 
 
-async def _begin(residents: Residents, learning: Learning) -> None:
-    """Learning takes its memory after the models that were there before."""
+async def _begin(residents: Residents, learning: Learning, pursuit: Pursuit) -> None:
+    """Learning takes its memory after the models that were there before, and goals go on beside it."""
     await residents.begun()
     await learning.start()
+    await pursuit.start()
 
 
 async def _watch_loop(metrics: Metrics) -> None:

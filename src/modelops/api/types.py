@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from math import isnan
 from typing import Annotated, Any, Literal, Self
 
@@ -77,6 +77,23 @@ KeepAlive = Annotated[
     Field(allow_inf_nan=False),
     BeforeValidator(duration_s, json_schema_input_type=Annotated[str, Field(pattern=_TIME)] | float),
 ]
+
+_YEARS = range(1970, 9999)  # within which a time is the same in seconds, and the other way round
+
+
+def _moment(value: object) -> datetime:
+    """A time of the day with its offset, in UTC, from a text as RFC 3339 has it."""
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(value.upper())  # type: ignore[attr-defined]
+        if at.tzinfo is not None and (at := at.astimezone(UTC)).year in _YEARS:
+            return at
+    except (AttributeError, ValueError, OverflowError):
+        pass
+    raise ValueError('is a time with its offset, such as "2030-01-31T12:00:00Z"')
+
+
+#: A time that somebody gives.
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 # --- how the next token is chosen, beside `temperature` and `top_p`; None: as the engine has it ---
 TopK = Annotated[int, Field(ge=0, le=2**31 - 1, description="Sample from the likeliest so many; 0: from all.")]

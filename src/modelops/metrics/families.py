@@ -151,8 +151,11 @@ JOBS = _counter("moc_learning_jobs_total", "Learning jobs created.")
 JOBS_COMPLETED = _counter("moc_learning_jobs_completed_total", "Learning jobs completed.")
 JOBS_FAILED = _counter("moc_learning_jobs_failed_total", "Learning jobs that failed.")
 JOB_DURATION = _histogram("moc_learning_job_duration_seconds", "From a learning job's start to its end.", buckets=_WORK)
+GOALS = _counter("moc_goals_total", "Goals created.")
 GOALS_ACTIVE = _gauge("moc_goals_active_total", "Goals that are pursued now.")
 GOALS_COMPLETED = _counter("moc_goals_completed_total", "Goals completed.")
+GOALS_FAILED = _counter("moc_goals_failed_total", "Goals that failed.")
+GOAL_ACTIONS = _counter("moc_goals_actions_total", "What was done for goals, done well or not.", "type", "action")
 GOAL_DURATION = _histogram("moc_goals_execution_duration_seconds", "From a goal's start to its end.", buckets=_WORK)
 
 # --- transports ---

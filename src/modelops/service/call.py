@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from modelops.access import STRANGER, Caller
 from modelops.api.errors import InternalError, ModelOpsError
+from modelops.goals.goals import Goals
 from modelops.learning.jobs import Jobs
 from modelops.metrics import Metrics
 from modelops.service.callers import Callers
@@ -117,6 +118,7 @@ class Parts:
     metrics: Metrics
     tracing: Tracing
     jobs: Jobs
+    goals: Goals
 
     def deadline(self, call: Call) -> float:
         """When `call` must be answered, on the loop's clock: the caller's own bound or the server's."""

@@ -1,0 +1,154 @@
+"""How goals of the type `serving` are pursued. Pure.
+
+The present way of running the model is measured first; where it meets the targets, that is all. Else weight formats,
+single settings and what has helped together are tried (see `space` and `narrowing`), always beside the present way, and
+the best is measured against it once more, in pairs, before it is applied and watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from modelops.api.goals import ServingObjective
+from modelops.goals.narrowing import Search
+from modelops.goals.space import Measured
+from modelops.goals.targets import Probed, ServingFacts, result, versions_of, weights_of
+from modelops.goals.values import Act, Action, Decision, End, Ending, ModelSeen, Pursued, Seen, Step, Wait
+
+__all__ = ["Probed", "ServingFacts", "decide", "give_up"]
+
+#: Times that a measurement is tried which could not be made, as where requests leave it no time.
+_TRIES = 3
+#: So many failures of the model's engine more than when another way was applied are that way's.
+_FAILURES = 3
+#: So many probes in a row that it does not answer, too.
+_UNANSWERED = 3
+#: So long after the watch the answer to a probe is waited for that could tell of a model that hangs.
+_LONGER_S = 60.0
+
+
+def decide(goal: Pursued, seen: Seen) -> Decision:
+    """What follows."""
+    objective, facts = goal.objective, seen.facts
+    assert isinstance(objective, ServingObjective)
+    applied = goal.last("apply")
+    if applied:
+        return _after(goal, seen, objective, applied)
+    if not isinstance(facts, ServingFacts):
+        return Wait("it waits until its model can be looked at")
+    if why := _tired(goal):
+        return give_up(goal, seen, Ending("failed", why))
+    decision = Search(goal, objective, facts).next()
+    if isinstance(decision, End):
+        return _cleared(goal, seen, decision)
+    if isinstance(decision, Act) and decision.heavy and seen.refusal:
+        return Wait(seen.refusal, seconds=5.0)
+    if isinstance(decision, Act) and decision.action.kind == "apply":
+        return _applying(decision, objective, seen)
+    return decision
+
+
+def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
+    """What is to be cleared away, and then the end: what was applied and is still watched is undone."""
+    assert isinstance(goal.objective, ServingObjective)
+    applied, restored = goal.last("apply"), goal.all("restore")
+    undone = any(not step.error for step in restored)
+    if applied and not undone and len(restored) < _TRIES and _is_ours(applied, restored, seen):
+        return Act(Action("restore", _back(goal.objective, applied, restored, seen)), f"{ending.why}: undone")
+    why = ending.why
+    if restored and not undone:
+        why += f"; what was applied could not be undone: {restored[-1].error}"
+    return _cleared(goal, seen, End(ending.status, why, result(goal)))
+
+
+def _back(objective: ServingObjective, applied: Step, restored: Sequence[Step], seen: Seen) -> dict[str, Any]:
+    """Where to: how it was before. What has failed in the applied way, and was loaded before, is loaded again."""
+    given, model = applied.action.arguments, _model(objective, seen)
+    failed = model.status == "failed" or any(step.action.arguments.get("load") for step in restored)
+    return {
+        **{name: given[name] for name in ("version", "wish", "tuned")},
+        "applied": applied.result.get("version", ""),
+        "load": failed and bool(given.get("loaded")),
+    }
+
+
+def _is_ours(applied: Step, restored: Sequence[Step], seen: Seen) -> bool:
+    """Whether what answers is what was applied: whatever somebody has activated since is not touched. Where it was
+    tried already to undo it, what answers may be what was before, and the rest is still to be done."""
+    labels = {"", str(applied.result.get("version", ""))}
+    if restored and len(labels) > 1:
+        labels.add(str(applied.action.arguments["version"]))
+    return len(labels) == 1 or all(model.version in labels for model in seen.models.values())
+
+
+def _model(objective: ServingObjective, seen: Seen) -> ModelSeen:
+    return seen.models.get(objective.model_name, ModelSeen(objective.model_name))
+
+
+def _cleared(goal: Pursued, seen: Seen, end: End) -> Decision:
+    """The files that were made go before the end, which follows whether they could be deleted or not."""
+    made = weights_of(goal)
+    undone = goal.last("restore")  # what was applied is of no use from then on
+    discarded = [step for step in goal.all("discard") if undone is None or step.number > undone.number]
+    if not made or len(discarded) >= _TRIES or any(not step.error for step in discarded):
+        return end
+    keeps = end.result.get("applied", {}).get("version", "")
+    action = Action("discard", {"weights": made, "versions": versions_of(goal), "keep": keeps})
+    return Act(action, "files that were made to be measured are not needed any more")
+
+
+def _tired(goal: Pursued) -> str:
+    """Why nothing more is tried, where a measurement has failed again and again."""
+    last = goal.all("measure")[-_TRIES:]
+    if len(last) == _TRIES and all(step.error for step in last):
+        return f"it could not be measured: {last[-1].error}"
+    return ""
+
+
+def _applying(decision: Act, objective: ServingObjective, seen: Seen) -> Act:
+    """With what the model's failures are counted from, and whether it is loaded."""
+    model = _model(objective, seen)
+    loaded = model.status not in ("available", "failed")
+    arguments = {**decision.action.arguments, "failures": model.failures, "loaded": loaded}
+    return replace(decision, action=replace(decision.action, arguments=arguments))
+
+
+def _after(goal: Pursued, seen: Seen, objective: ServingObjective, applied: Step) -> Decision:
+    """What follows once a way was applied."""
+    if applied.error:
+        return give_up(goal, seen, Ending("failed", f"the best way could not be applied: {applied.error}"))
+    if goal.last("restore"):
+        ending = Ending("failed", str(goal.all("restore")[0].why.removesuffix(": undone")))
+        return give_up(goal, seen, ending)
+    model = _model(objective, seen)
+    if not _is_ours(applied, (), seen):
+        why = f"another version ({model.version}) was activated while the applied way was watched"
+        return give_up(goal, seen, Ending("failed", why))
+    if model.status == "failed":
+        return give_up(goal, seen, Ending("failed", f"the model failed in the applied way: {model.message}"))
+    failures = model.failures - int(applied.action.arguments.get("failures", 0))
+    if failures < 0:  # counted anew since the coordinator started
+        failures = model.failures
+    if failures >= _FAILURES:
+        return give_up(goal, seen, Ending("failed", "the model's engine failed again and again in the applied way"))
+    probed = seen.facts if isinstance(seen.facts, Probed) else Probed()  # it is watched without, where none are had
+    if probed.unanswered >= _UNANSWERED:
+        why = f"the model did not answer {probed.unanswered} probes in a row in the applied way"
+        return give_up(goal, seen, Ending("failed", why))
+    left = (applied.ended_s or 0.0) + objective.watch_seconds - seen.elapsed_s
+    if left > 0:
+        return Wait("the applied way is watched", seconds=min(left, 1.0))
+    if (probed.asking or probed.unanswered) and left > -_LONGER_S:
+        return Wait("the applied way was watched; it is still to answer a probe", seconds=0.5)
+    told = result(goal)
+    return _cleared(goal, seen, End("completed", f"{told['changes']}: {_gained(told)}", told))
+
+
+def _gained(told: Mapping[str, Any]) -> str:
+    present, best = (Measured.from_json(told[name]["measured"]) for name in ("present", "best"))
+    return (
+        f"{told['gain']:.2f} times as good as before ({present.tokens_per_second:.1f} tokens per second, p95 "
+        f"{present.p95_latency_ms:.0f} ms before; {best.tokens_per_second:.1f}, {best.p95_latency_ms:.0f} ms now)"
+    )

@@ -1,0 +1,182 @@
+"""Versions that are promoted, watched, taken back and deleted, in a pool with real processes for engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from goals.promoting import PROMOTE, TRAINED, Scene, scene
+from modelops.api.errors import Conflict, EngineFailed, NotFound
+from modelops.goals.attempts import QualityFacts
+from modelops.goals.values import Step
+from modelops.store.jobs import JobRow
+
+
+async def test_a_version_is_promoted_once_however_often_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        await made.house.load()
+        for _ in range(2):
+            result = await made.do("promote", **PROMOTE)
+            assert (result["version"], result["loaded"], result["failures"]) == ("v2", True, 0)
+            assert made.active == made.house.pool.view("a").version.label == "v2"
+        assert made.house.starts == 2
+
+
+async def test_what_was_compared_with_another_version_is_not_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        await made.house.catalog.activate(made.house.catalog.version("a", "v3"))
+        with pytest.raises(Conflict, match="v3 is active now, and v2 was compared with v1"):
+            await made.do("promote", **PROMOTE)
+        with pytest.raises(NotFound):
+            await made.do("promote", version="v9", from_version="v3")
+        assert made.active == "v3"
+
+
+async def test_a_version_that_does_not_start_leaves_the_present_one_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch, load_fails=["", "the file is damaged"]) as made:
+        await made.house.load()
+        with pytest.raises(EngineFailed):
+            await made.do("promote", **PROMOTE)
+        assert made.active == made.house.pool.view("a").version.label == "v1"
+        assert await made.house.ask()
+
+
+async def test_a_promotion_that_is_interrupted_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(tmp_path, monkeypatch, load_s=0.5) as made:
+        await made.house.load()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await made.do("promote", **PROMOTE)
+        assert made.active == "v2", "what has begun goes on: whoever decides sees it"
+
+
+async def test_a_job_is_seen_though_its_step_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        row = JobRow(
+            id="stray",
+            job_type="lora",
+            model_name="a",
+            created_at=1.0,
+            caller="goal",
+            idempotency_key="g-2",
+            status="running",
+        )
+        await made.queries.add(row)
+        made.steps += (Step(2, TRAINED.action, "", 2.0, 3.0, error="interrupted"),)
+        seen = (await made.facts()).jobs
+        assert seen["stray"].status == "running"
+        assert seen["ours"].status == "failed", "nobody knows it"
+        assert (await made.facts()).made == {"v2"}
+        await made.do("cancel_job", job_id="stray")
+        row_now = await made.queries.get("stray")
+        assert row_now
+        assert row_now.cancel_reason == "because"
+        await made.do("cancel_job", job_id="nobody knows it")
+
+
+@pytest.mark.parametrize("state", ["loaded", "failed", "restarting", "unloaded"])
+async def test_it_is_taken_back_in_whatever_state_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr("modelops.serving.scheduler.BACKOFF_S", (0.0, 0.2) if state == "failed" else (0.0, 60.0))
+    # Its second start is the promoted version's; what follows are its restarts, until it is given up.
+    fails = {"failed": ["", "", "no", "no"], "restarting": ["", "", "no"]}.get(state, [])
+    async with scene(tmp_path, monkeypatch, load_fails=fails) as made:
+        await made.house.load()
+        result = await made.do("promote", **PROMOTE)
+        if state == "unloaded":
+            await made.house.unload()
+        elif state != "loaded":
+            for process in made.house.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):  # of the version before, which ends
+                    process.kill()
+            wanted = ("failed", 4) if state == "failed" else ("loading", 3)
+            await made.house.until(lambda view: (view.status, made.house.starts) == wanted)
+        assert await made.do("roll_back", **PROMOTE, loaded=result["loaded"]) == {"version": "v1"}
+        view = made.house.pool.view("a")
+        assert (made.active, view.status, view.version.label) == ("v1", "loaded", "v1")
+        assert await made.house.ask()
+        assert await made.do("roll_back", **PROMOTE, loaded=True) == {"version": "v1"}, "again, and nothing changes"
+
+
+async def test_what_nobody_had_loaded_is_not_loaded_when_it_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        assert (await made.do("promote", **PROMOTE))["loaded"] is False
+        await made.do("roll_back", **PROMOTE, loaded=False)
+        assert (made.active, made.house.starts) == ("v1", 0)
+
+
+async def test_what_somebody_else_has_activated_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        await made.do("promote", **PROMOTE)
+        await made.house.catalog.activate(made.house.catalog.version("a", "v3"))
+        assert await made.do("roll_back", **PROMOTE, loaded=True) == {"version": "v3"}
+        assert made.active == "v3"
+
+
+async def test_only_what_the_goal_has_made_and_nobody_uses_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        labels = ["v1", "v2", "v3", "v9"]
+        file = made.house.catalog.version("a", "v2").file
+        await made.do("promote", **PROMOTE)
+        assert await made.do("discard", versions=labels) == {"removed": []}, "it answers"
+        await made.do("roll_back", **PROMOTE, loaded=False)
+        assert await made.do("discard", versions=labels) == {"removed": ["v2"]}
+        assert [version.label for version in made.house.catalog.versions("a")] == ["v1", "v3"]
+        assert not file.exists()
+        assert await made.do("discard", versions=labels) == {"removed": []}
+
+
+# --- the watch ---
+async def probes(made: Scene, condition: Any) -> QualityFacts:
+    """What is seen of the probes, looked at until it is as wanted."""
+    async with asyncio.timeout(20):
+        while not condition(facts := await made.facts()):
+            await asyncio.sleep(0.02)
+    return facts
+
+
+async def test_a_promoted_version_is_asked_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelops.goals.watching._EVERY_S", 0.05)
+    async with scene(tmp_path, monkeypatch, sick_file=str(tmp_path / "sick")) as made:
+        await made.house.load()
+        assert (await made.facts()).answered == 0
+        await made.do("promote", **PROMOTE)
+        assert (await probes(made, lambda facts: facts.answered >= 3)).unanswered == 0
+        (tmp_path / "sick").touch()
+        await probes(made, lambda facts: facts.unanswered >= 3)
+        (tmp_path / "sick").unlink()
+        await made.do("roll_back", **PROMOTE, loaded=True)
+        facts = await made.facts()
+        assert (facts.answered, facts.unanswered) == (0, 0), "it is not watched any more"
+
+
+async def test_a_probe_that_waits_behind_others_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelops.goals.watching._EVERY_S", 0.05)
+    monkeypatch.setattr("modelops.goals.watching._PATIENCE_S", 0.1)
+    async with scene(tmp_path, monkeypatch, token_s=0.01) as made:
+        await made.house.load()
+        await made.do("promote", **PROMOTE)
+        async with made.house.lease(), made.house.lease():
+            for _ in range(20):
+                facts = await made.facts()
+                await asyncio.sleep(0.03)
+            assert (facts.answered, facts.unanswered) == (0, 0)
+        await probes(made, lambda facts: facts.answered >= 1)
