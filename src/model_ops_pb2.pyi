@@ -746,6 +746,168 @@ class CancelJobRequest(_message.Message):
     reason: str
     def __init__(self, job_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class CreateGoalRequest(_message.Message):
+    __slots__ = ("title", "description", "priority", "objective", "target_completion", "limits", "metadata", "dry_run")
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    title: str
+    description: str
+    priority: str
+    objective: _struct_pb2.Struct
+    target_completion: _timestamp_pb2.Timestamp
+    limits: _struct_pb2.Struct
+    metadata: _struct_pb2.Struct
+    dry_run: bool
+    def __init__(self, title: _Optional[str] = ..., description: _Optional[str] = ..., priority: _Optional[str] = ..., objective: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., target_completion: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limits: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class GoalStep(_message.Message):
+    __slots__ = ("number", "action", "reason", "started_at", "completed_at", "arguments", "result", "error_message")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_AT_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    action: str
+    reason: str
+    started_at: _timestamp_pb2.Timestamp
+    completed_at: _timestamp_pb2.Timestamp
+    arguments: _struct_pb2.Struct
+    result: _struct_pb2.Struct
+    error_message: str
+    def __init__(self, number: _Optional[int] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arguments: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., result: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., error_message: _Optional[str] = ...) -> None: ...
+
+class GoalPlan(_message.Message):
+    __slots__ = ("steps", "rows", "eval_rows", "regression_rows", "max_jobs", "seconds", "memory_mb")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_JOBS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    steps: _containers.RepeatedScalarFieldContainer[str]
+    rows: int
+    eval_rows: int
+    regression_rows: int
+    max_jobs: int
+    seconds: float
+    memory_mb: int
+    def __init__(self, steps: _Optional[_Iterable[str]] = ..., rows: _Optional[int] = ..., eval_rows: _Optional[int] = ..., regression_rows: _Optional[int] = ..., max_jobs: _Optional[int] = ..., seconds: _Optional[float] = ..., memory_mb: _Optional[int] = ...) -> None: ...
+
+class Goal(_message.Message):
+    __slots__ = ("goal_id", "title", "description", "priority", "objective", "limits", "status", "progress", "steps", "learning_job_ids", "result", "error_message", "created_at", "started_at", "completed_at", "target_completion", "metadata", "message", "warnings", "metrics", "attempts", "plan")
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_AT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    title: str
+    description: str
+    priority: str
+    objective: _struct_pb2.Struct
+    limits: _struct_pb2.Struct
+    status: str
+    progress: float
+    steps: _containers.RepeatedCompositeFieldContainer[GoalStep]
+    learning_job_ids: _containers.RepeatedScalarFieldContainer[str]
+    result: _struct_pb2.Struct
+    error_message: str
+    created_at: _timestamp_pb2.Timestamp
+    started_at: _timestamp_pb2.Timestamp
+    completed_at: _timestamp_pb2.Timestamp
+    target_completion: _timestamp_pb2.Timestamp
+    metadata: _struct_pb2.Struct
+    message: str
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    metrics: _struct_pb2.Struct
+    attempts: int
+    plan: GoalPlan
+    def __init__(self, goal_id: _Optional[str] = ..., title: _Optional[str] = ..., description: _Optional[str] = ..., priority: _Optional[str] = ..., objective: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., limits: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., status: _Optional[str] = ..., progress: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[GoalStep, _Mapping]]] = ..., learning_job_ids: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., error_message: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., target_completion: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., message: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., attempts: _Optional[int] = ..., plan: _Optional[_Union[GoalPlan, _Mapping]] = ...) -> None: ...
+
+class ListGoalsRequest(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: str
+    def __init__(self, status: _Optional[str] = ...) -> None: ...
+
+class GoalList(_message.Message):
+    __slots__ = ("goals",)
+    GOALS_FIELD_NUMBER: _ClassVar[int]
+    goals: _containers.RepeatedCompositeFieldContainer[Goal]
+    def __init__(self, goals: _Optional[_Iterable[_Union[Goal, _Mapping]]] = ...) -> None: ...
+
+class GetGoalRequest(_message.Message):
+    __slots__ = ("goal_id",)
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    def __init__(self, goal_id: _Optional[str] = ...) -> None: ...
+
+class WatchGoalRequest(_message.Message):
+    __slots__ = ("goal_id", "after", "follow")
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    after: int
+    follow: bool
+    def __init__(self, goal_id: _Optional[str] = ..., after: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class GoalEvent(_message.Message):
+    __slots__ = ("number", "at", "kind", "message", "step", "metrics", "goal", "done")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    GOAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    at: _timestamp_pb2.Timestamp
+    kind: str
+    message: str
+    step: str
+    metrics: _struct_pb2.Struct
+    goal: Goal
+    done: bool
+    def __init__(self, number: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., step: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., goal: _Optional[_Union[Goal, _Mapping]] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class CancelGoalRequest(_message.Message):
+    __slots__ = ("goal_id", "reason")
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    reason: str
+    def __init__(self, goal_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class HealthResponse(_message.Message):
     __slots__ = ("status", "timestamp", "components", "version")
     class ComponentsEntry(_message.Message):

@@ -155,6 +155,31 @@ class ModelOpsStub:
                 request_serializer=model__ops__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=model__ops__pb2.LearningJob.FromString,
                 _registered_method=True)
+        self.CreateGoal = channel.unary_unary(
+                '/ModelOps/CreateGoal',
+                request_serializer=model__ops__pb2.CreateGoalRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.Goal.FromString,
+                _registered_method=True)
+        self.ListGoals = channel.unary_unary(
+                '/ModelOps/ListGoals',
+                request_serializer=model__ops__pb2.ListGoalsRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.GoalList.FromString,
+                _registered_method=True)
+        self.GetGoal = channel.unary_unary(
+                '/ModelOps/GetGoal',
+                request_serializer=model__ops__pb2.GetGoalRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.Goal.FromString,
+                _registered_method=True)
+        self.WatchGoal = channel.unary_stream(
+                '/ModelOps/WatchGoal',
+                request_serializer=model__ops__pb2.WatchGoalRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.GoalEvent.FromString,
+                _registered_method=True)
+        self.CancelGoal = channel.unary_unary(
+                '/ModelOps/CancelGoal',
+                request_serializer=model__ops__pb2.CancelGoalRequest.SerializeToString,
+                response_deserializer=model__ops__pb2.Goal.FromString,
+                _registered_method=True)
         self.GetSystemStatus = channel.unary_unary(
                 '/ModelOps/GetSystemStatus',
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
@@ -326,6 +351,38 @@ class ModelOpsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateGoal(self, request, context):
+        """Goals: what is to be reached, and the coordinator finds the way. A create is repeated as that of a job is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGoals(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGoal(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchGoal(self, request, context):
+        """until it has ended, or the time is up
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGoal(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSystemStatus(self, request, context):
         """System operations
         """
@@ -461,6 +518,31 @@ def add_ModelOpsServicer_to_server(servicer, server):
                     servicer.CancelLearningJob,
                     request_deserializer=model__ops__pb2.CancelJobRequest.FromString,
                     response_serializer=model__ops__pb2.LearningJob.SerializeToString,
+            ),
+            'CreateGoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGoal,
+                    request_deserializer=model__ops__pb2.CreateGoalRequest.FromString,
+                    response_serializer=model__ops__pb2.Goal.SerializeToString,
+            ),
+            'ListGoals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGoals,
+                    request_deserializer=model__ops__pb2.ListGoalsRequest.FromString,
+                    response_serializer=model__ops__pb2.GoalList.SerializeToString,
+            ),
+            'GetGoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGoal,
+                    request_deserializer=model__ops__pb2.GetGoalRequest.FromString,
+                    response_serializer=model__ops__pb2.Goal.SerializeToString,
+            ),
+            'WatchGoal': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchGoal,
+                    request_deserializer=model__ops__pb2.WatchGoalRequest.FromString,
+                    response_serializer=model__ops__pb2.GoalEvent.SerializeToString,
+            ),
+            'CancelGoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGoal,
+                    request_deserializer=model__ops__pb2.CancelGoalRequest.FromString,
+                    response_serializer=model__ops__pb2.Goal.SerializeToString,
             ),
             'GetSystemStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSystemStatus,
@@ -1121,6 +1203,141 @@ class ModelOps:
             '/ModelOps/CancelLearningJob',
             model__ops__pb2.CancelJobRequest.SerializeToString,
             model__ops__pb2.LearningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/CreateGoal',
+            model__ops__pb2.CreateGoalRequest.SerializeToString,
+            model__ops__pb2.Goal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGoals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/ListGoals',
+            model__ops__pb2.ListGoalsRequest.SerializeToString,
+            model__ops__pb2.GoalList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/GetGoal',
+            model__ops__pb2.GetGoalRequest.SerializeToString,
+            model__ops__pb2.Goal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchGoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ModelOps/WatchGoal',
+            model__ops__pb2.WatchGoalRequest.SerializeToString,
+            model__ops__pb2.GoalEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelGoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ModelOps/CancelGoal',
+            model__ops__pb2.CancelGoalRequest.SerializeToString,
+            model__ops__pb2.Goal.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,7 +105,8 @@ def test_models_lists_what_is_loaded(slow: Served) -> None:
 
 
 def test_status_and_health_are_told_in_words(slow: Served) -> None:
-    assert "models loaded: 1, requests active: 0, waiting: 0" in modelops("status", url=slow.rest).stdout
+    told = modelops("status", url=slow.rest).stdout
+    assert "models loaded: 1, requests active: 0, waiting: 0\nlearning jobs running: 0, goals pursued: 0\n" in told
     assert modelops("health", url=slow.rest).stdout.splitlines()[0] == "healthy"
 
 
@@ -201,6 +202,10 @@ def test_a_refusal_is_one_line_and_a_status(slow: Served, arguments: tuple[str, 
 ARGUMENTS = {"infer": ("m", "hi"), "embed": ("m", "hi"), "rerank": ("m", "hi", "there"), "activate": ("m", "v2")}
 ARGUMENTS |= dict.fromkeys(("load", "unload", "explain", "versions", "rollback", "rm", "chat", "models show"), ("m",))
 ARGUMENTS |= {f"jobs {name}": ("x",) for name in ("show", "watch", "logs", "cancel")}
+ARGUMENTS |= {f"goals {name}": ("x",) for name in ("show", "watch", "cancel")}
+ARGUMENTS |= {f"goals create {name}": ("m",) for name in ("serving", "availability")}
+ARGUMENTS |= {"goals create": ("--from", str(Path(__file__).parent / "goal.json"))}
+ARGUMENTS |= {"goals create quality": ("m", "--train-path", "x", "--eval-path", "y", "--target", "0.9")}
 ARGUMENTS |= {"register": ("m", "m.gguf"), "jobs create": ("evaluate", "m", "--data-path", "x")}
 
 

@@ -28,7 +28,7 @@ def real(served: Served) -> Iterator[dict[str, Wire]]:
 
 @pytest.fixture(scope="session")
 def quick_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A coordinator whose engine answers two tokens at once, and which works on no learning jobs: they wait.
+    """A coordinator whose engine answers two tokens at once, and which works on no learning jobs and goals: they wait.
 
     `quick`, `vectors` (of type embedding) and `scores` (reranker) are loaded, `other` is not; `elsewhere.gguf` and
     `two.gguf` are files in a folder that is not the coordinator's own.
@@ -40,7 +40,8 @@ def quick_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     for name in ("elsewhere", "two"):
         tiny_gguf(folder / "theirs" / f"{name}.gguf", general__name=name)
     links = [("quick", tiny), ("other", tiny), ("vectors", vectors), ("scores", scores)]
-    env = {"MODELOPS_MODELS__ROOTS": str(folder / "theirs"), "MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0"}
+    env = {"MODELOPS_MODELS__ROOTS": str(folder / "theirs")}
+    env |= {"MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0", "MODELOPS_GOALS__MAX_ACTIVE": "0"}
     load = ["quick", "vectors", "scores"]
     with serving(folder, links=links, load=load, fake={"tokens": 2}, env=env) as running:
         yield running

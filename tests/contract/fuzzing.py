@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf import struct_pb2
+from google.protobuf import struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 import model_ops_pb2 as pb
+from kept_goals import REACHED
 from kept_jobs import ENDED
 from modelops.api.operations import OPERATIONS, Operation
 
 Random = random.Random
 #: What is asked for half of the time would hide the rest: some operations start a process each time.
-SELDOM = {"load_model", "unload_model", "activate_version", "roll_back", "remove_version", "prune", "create_job"}
+SELDOM = {"load_model", "unload_model", "activate_version", "roll_back", "remove_version", "prune"}
+SELDOM |= {"create_job", "create_goal"}
 
 _ASKING = {"infer": "llm", "chat": "llm", "embed": "embedding", "rerank": "reranker"}
 _NAMES = (
@@ -139,6 +141,13 @@ class House:
             "output_model_name": lambda: rng.choice(("", "quick:new", "new")),
             "priority": lambda: rng.choice(("low", "critical")),
             "status": lambda: rng.choice(("pending", "cancelled")),
+            "goal_id": lambda: rng.choice((REACHED, REACHED, "nobody")),
+            "title": lambda: rng.choice(("it answers", "größer", "x" * 128)),
+            "description": lambda: text(rng),
+            "objective": lambda: _objective(rng, [*self.models, "nobody"]),
+            "limits": lambda: rng.choice(({}, {"max_jobs": 2}, {"max_seconds": 1.5}, {"max_jobs": "2"}, {"x": None})),
+            "metadata": lambda: {text(rng, 5): rng.choice((None, 1.5, [True], {"a": "b"}))},
+            "target_completion": lambda: rng.choice(("2100-01-31T12:00:00Z", "2001-01-31T12:00:00+02:00")),
             "after": lambda: rng.choice((0, 1, 2**53 - 1)),
             "reason": lambda: rng.choice(("", "enough")),
         }
@@ -171,6 +180,26 @@ def _rows(rng: Random) -> list[dict[str, Any]]:
         [],
     )
     return rng.choice(sets)
+
+
+def _objective(rng: Random, names: list[str]) -> dict[str, Any]:
+    """An objective, mostly right."""
+    name = rng.choice(names)
+    objectives: tuple[dict[str, Any], ...] = (
+        {"type": "availability", "models": [name], "probe_seconds": rng.choice((0.5, 3600, 0))},
+        {"type": "availability", "models": rng.choice(([], names, [name, 1])), "until": "2100-01-31T12:00:00Z"},
+        {"type": "serving", "model_name": name, "workload": rng.choice(({}, {"concurrency": 2}, {"requests": []}))},
+        {
+            "type": "quality",
+            "model_name": name,
+            "train_dataset": _rows(rng),
+            "eval_dataset": _rows(rng),
+            "metric": rng.choice(("f1", "perplexity")),
+            "target": rng.choice((0.5, 3, -1)),
+        },
+        {"type": rng.choice(("happiness", "", None, 5)), "x": [{}]},
+    )
+    return rng.choice(objectives)
 
 
 def pick(rng: Random) -> Operation:
@@ -286,8 +315,13 @@ def _field(known: FieldDescriptor, value: Any) -> bytes:
         case FieldDescriptor.TYPE_MESSAGE:
             assert known.message_type
             if known.message_type.full_name == struct_pb2.Struct.DESCRIPTOR.full_name:
-                made = struct_pb2.Struct()
+                made: Any = struct_pb2.Struct()
                 made.update(value)
+                inner = made.SerializeToString()
+                return tagged(known.number, 2, varint(len(inner)) + inner)
+            if known.message_type.full_name == timestamp_pb2.Timestamp.DESCRIPTOR.full_name:
+                made = timestamp_pb2.Timestamp()
+                made.FromJsonString(value)
                 inner = made.SerializeToString()
                 return tagged(known.number, 2, varint(len(inner)) + inner)
             inner = b"".join(_field(known.message_type.fields_by_name[name], each) for name, each in value.items())

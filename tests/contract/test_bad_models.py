@@ -113,6 +113,8 @@ LEAST: dict[str, dict[str, Any]] = {
     "remove_version": {"model_version": "v1"},
     "create_job": {"job_type": "evaluate", "dataset": [{"prompt": "x", "completion": "y"}]},
     "cancel_job": {"job_id": "x"},
+    "create_goal": {"title": "x", "objective": {"type": "availability", "models": ["x"]}},
+    "cancel_goal": {"goal_id": "x"},
 }
 ON_MODELS = [operation.name for operation in OPERATIONS if "model_name" in operation.request.model_fields]
 KEPT = [operation.name for operation in OPERATIONS if "keep_alive" in operation.request.model_fields]

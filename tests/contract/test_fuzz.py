@@ -28,6 +28,7 @@ from contract import fuzzing, wires
 from contract.fuzzing import House, Random, ZmqMessage
 from contract.refusals import ERRORS
 from contract.wires import Wire, refusal
+from kept_goals import keep_goal
 from kept_jobs import keep
 from modelops.api.operations import OPERATIONS
 from support import Served, make_key, serving, tiny_gguf, wait_until
@@ -74,6 +75,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         "MODELOPS_MEMORY__BUDGET_MB": "400",
         "MODELOPS_SERVER__REQUEST_TIMEOUT_S": "20",
         "MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0",
+        "MODELOPS_GOALS__MAX_ACTIVE": "0",
         # What is held, and not what the allocator keeps in case that each of its threads needs it again.
         "MALLOC_ARENA_MAX": "1",
         "MODELOPS_SERVER__CLIENT_TIMEOUT_S": "5",
@@ -84,6 +86,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         "PIP_RETRIES": "0",
     }
     keep(folder / "data")
+    keep_goal(folder / "data")
     with serving(folder / "data", fake={"tokens": 2}, env=env) as served:
         key = make_key(served.data_dir, "fuzzer", "--scope", "admin")
         lacking = make_key(served.data_dir, "lacking", "--scope", "metrics")

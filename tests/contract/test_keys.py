@@ -21,7 +21,6 @@ from contract.refusals import ERRORS
 from contract.wires import TRANSPORTS, Answer, Refused, Rest, Wire, refusal
 from modelops.access import SCOPES
 from modelops.api.operations import METRICS, OPERATIONS, Operation
-from modelops.api.planned import PLANNED, Planned
 from support import Served, make_key, serving, tiny_gguf, wait_until
 
 ASK = {"model_name": "m", "input_text": "Hello", "max_tokens": 1}
@@ -109,6 +108,9 @@ def ask(wire: Wire, operation: Operation, key: str) -> Answer:
         "model_version": "v1",
         "job_type": "evaluate",
         "job_id": "nobody",
+        "goal_id": "nobody",
+        "title": "it answers",
+        "objective": {"type": "availability", "models": ["nobody"]},
     }
     fields = {name: example[name] for name in required}
     if operation.stream and operation.stream.always:
@@ -162,14 +164,6 @@ def test_streams(transport: str, state: str, ring: Ring, clients: dict[str, Wire
         assert refused.value.answer.code == code
     else:
         assert [chunk.done for chunk in wire.stream(ASK)] == [False, True]
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("planned", PLANNED, ids=lambda planned: planned.name)
-def test_what_is_planned(planned: Planned, state: str, ring: Ring) -> None:
-    headers = {"X-API-Key": ring.key(state, planned.scope)}
-    answer = httpx.request(planned.method, ring.served.rest + planned.path, headers=headers)
-    assert answer.json()["code"] == (expected(state, planned.scope) or "not_implemented")
 
 
 @pytest.mark.parametrize("state", STATES)

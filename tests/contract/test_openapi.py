@@ -12,7 +12,6 @@ import yaml
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 from contract.openapi import resolved
-from modelops.api.planned import PLANNED
 from support import Served
 
 API = Path(__file__).parents[2] / "docs/spec/api.md"
@@ -86,16 +85,6 @@ def test_the_comparison_sees_what_is_missing(path: list[str], change: Any, docum
         place = place[part]
     place[path[-1]] = change
     assert missing(resolved(want, want), have)
-
-
-@pytest.mark.parametrize("planned", PLANNED, ids=lambda planned: f"{planned.method} {planned.path}")
-def test_what_comes_later_answers_501(planned: Any, served: Served) -> None:
-    response = httpx.request(planned.method, f"{served.rest}{planned.path}", json={})
-    assert response.status_code == 501
-    assert response.headers["content-type"] == "application/problem+json"
-    told = response.json()
-    assert (told["code"], told["success"]) == ("not_implemented", False)
-    assert told["request_id"] == response.headers["x-request-id"]
 
 
 def test_the_docs_page_needs_no_other_server(served: Served) -> None:

@@ -24,7 +24,15 @@ JUDGED = {
     "dataset": [{"prompt": "größer", "completion": "🌊"}, {"prompt": "1", "completion": "2"}],
     "parameters": {"metrics": ["contains", "f1"], "max_tokens": 4},
 }
-#: Stands for the id of the job that was created last.
+#: A goal that waits: nor are they.
+WISHED = {
+    "title": "it answers",
+    "description": "größer 🌊",
+    "objective": {"type": "availability", "models": ["quick"], "probe_seconds": 2.5},
+    "limits": {"max_seconds": 3600},
+    "metadata": {"team": "search", "ids": [1, 2.5, None, {"x": True}]},
+}
+#: Stands for the id of the job, or the goal, that was created last.
 NEWEST = "the newest"
 TWO = {"model_name": "elsewhere", "model_path": "two.gguf"}
 
@@ -74,6 +82,11 @@ ASK: dict[str, dict[str, Any]] = {
     "get_job": {"job_id": NEWEST},
     "watch_job": {"job_id": NEWEST, "after": 0},
     "cancel_job": {"job_id": NEWEST, "reason": "no longer wanted"},
+    "create_goal": WISHED | {"priority": "high"},
+    "list_goals": {"status": "pending"},
+    "get_goal": {"goal_id": NEWEST},
+    "watch_goal": {"goal_id": NEWEST, "after": 0},
+    "cancel_goal": {"goal_id": NEWEST, "reason": "no longer wanted"},
     "status": {},
     "health": {},
 }
@@ -96,6 +109,16 @@ BEFORE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "get_job": [("create_job", JUDGED)],
     "watch_job": [("create_job", JUDGED), ("cancel_job", {"job_id": NEWEST})],
     "cancel_job": [("create_job", JUDGED)],
+    "create_goal": [],
+    "list_goals": [("create_goal", WISHED)],
+    "get_goal": [("create_goal", WISHED)],
+    "watch_goal": [("create_goal", WISHED), ("cancel_goal", {"goal_id": NEWEST})],
+    "cancel_goal": [("create_goal", WISHED)],
+}
+#: Ids, and how those that there are are listed.
+LISTED: dict[str, tuple[str, dict[str, str]]] = {
+    "job_id": ("list_jobs", {}),
+    "goal_id": ("list_goals", {"status": "all"}),
 }
 #: What differs between two equal calls.
 VOLATILE = {
@@ -108,6 +131,8 @@ VOLATILE = {
     "DeviceStatus": ("used_mb", "utilization_percent"),
     "LearningJob": ("job_id", "created_at", "completed_at"),
     "JobEvent": ("at",),
+    "Goal": ("goal_id", "created_at", "completed_at"),
+    "GoalEvent": ("at",),
 }
 OVER_GRPC = [(operation.name, dict(implied)) for operation in OPERATIONS for implied in operation.rpcs.values() or [{}]]
 
@@ -120,11 +145,13 @@ def settled(message: Any) -> Message:
     if name == "SystemStatus":
         for device in message.devices:
             settled(device)
-    if name == "JobList":
-        del message.jobs[1:]  # there are those of other tests, too
-        settled(message.jobs[0])
-    if name == "JobEvent" and message.HasField("job"):
-        settled(message.job)
+    if name in ("JobList", "GoalList"):
+        listed = message.jobs if name == "JobList" else message.goals
+        del listed[1:]  # there are those of other tests, too
+        settled(listed[0])
+    for field in ("job", "goal"):
+        if name == f"{field.title()}Event" and message.HasField(field):
+            settled(getattr(message, field))
     if name == "Removal":  # a number is never given twice
         message.removed[:] = [re.sub(r"v\d+$", "vN", removed) for removed in message.removed]
     assert isinstance(message, Message)
@@ -132,8 +159,12 @@ def settled(message: Any) -> Message:
 
 
 def meant(wire: Wire, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, with the id of the job that they mean."""
-    return fields | ({"job_id": wire.ok("list_jobs").jobs[0].job_id} if fields.get("job_id") == NEWEST else {})
+    """The fields, with the id of the job, or the goal, that they mean."""
+    for name, (listing, which) in LISTED.items():
+        if fields.get(name) == NEWEST:
+            ((_, found),) = wire.ok(listing, **which).ListFields()
+            fields = fields | {name: getattr(found[0], name)}
+    return fields
 
 
 def performed(wire: Wire, name: str, fields: dict[str, Any]) -> list[Message]:

@@ -18,7 +18,6 @@ from cli.command import environment, modelops
 from modelops.access import SCOPES
 from modelops.api.errors import Unauthenticated
 from modelops.api.operations import METRICS, OPERATIONS
-from modelops.api.planned import PLANNED
 from modelops.client import Client
 from support import Served, need, serving, tiny_gguf
 
@@ -26,7 +25,6 @@ PAGE = (Path(__file__).parents[2] / "docs/security.md").read_text()
 #: (name, scope, method, path) of everything that can be asked for.
 DOORS: list[tuple[str, str | None, str, str]] = [
     *((each.name, each.scope, each.route.method, each.route.path) for each in OPERATIONS),
-    *((each.name, each.scope, each.method, each.path) for each in PLANNED),
     (METRICS.name, METRICS.scope, "GET", METRICS.path),
 ]
 

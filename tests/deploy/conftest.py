@@ -58,6 +58,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     ):
         # In RAM: a made-up GPU does not tell what an engine takes of it.
         clients["rest"].ok("load_model", model_name="vectors", gpu_layers=-1)
+        _pursue(clients["rest"])
         wait_until(prometheus.scraped, what="a first page")
         with driver.driving(_jobs(clients, sick)):
             began = time.time()
@@ -98,6 +99,19 @@ def _jobs(clients: dict[str, Wire], sick: Path) -> list[Job]:
         Job("grpc", "(unknown)", 0.7, lambda: grpc.call("infer", nobody)),
         Job("zmq", "flaky", 0.5, flaky),
     ]
+
+
+def _pursue(rest: Wire) -> None:
+    """A goal that has loaded a model, and is cancelled then."""
+    rest.ok("unload_model", model_name="left")
+    goal = rest.ok("create_goal", title="kept", objective={"type": "availability", "models": ["left"]})
+
+    def left() -> bool:
+        return any(each.model_name == "left" and each.status == "loaded" for each in rest.ok("list_models").models)
+
+    wait_until(left, what="a model that a goal has loaded")
+    rest.ok("cancel_goal", goal_id=goal.goal_id)
+    wait_until(lambda: rest.ok("get_goal", goal_id=goal.goal_id).status == "cancelled", what="the end of the goal")
 
 
 def _change_models(driver: Driver, rest: Wire, renew: str, **how: str) -> None:

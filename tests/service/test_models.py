@@ -286,9 +286,14 @@ async def test_pruning_removes_what_nothing_needs(door: Coordinator, models: Pat
     copy = tmp_path / "quantised" / f"{'0' * 64}-Q8_0.gguf"
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(b"x" * 3 * 2**20)
+    written = tmp_path / "formats" / copy.name
+    written.parent.mkdir()
+    written.write_bytes(b"x" * 2 * 2**20)
     found = await door.prune(call(), EMPTY)
     assert found.removed[0] == "m v2"
     assert "quantised copy" in found.removed[1]
-    assert found.freed_mb == 3
+    assert "rewritten weights" in found.removed[2]
+    assert found.freed_mb == 5
     assert not copy.exists()
+    assert not written.exists()
     assert [version.model_version for version in await versions(door)] == ["v1"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from modelops.api import chat, learning, types
+from modelops.api import chat, goals, learning, types
 
 Scope = Literal["infer", "models", "learning", "goals", "metrics", "admin"]
 
@@ -414,6 +414,79 @@ OPERATIONS: tuple[Operation, ...] = (
         action="cancel_job",
         errors=("invalid_request", "not_found", "too_large"),
         tags=("learning",),
+    ),
+    Operation(
+        name="create_goal",
+        summary="Create a new goal",
+        request=goals.CreateGoalRequest,
+        response=goals.Goal,
+        scope="goals",
+        route=Route("POST", "/goals", status=201, query=("dry_run",)),
+        rpcs={"CreateGoal": {}},
+        action="create_goal",
+        errors=(
+            "invalid_request",
+            "not_found",
+            "conflict",
+            "too_large",
+            "overloaded",
+            "deadline_exceeded",
+            "insufficient_memory",
+            "not_implemented",
+        ),
+        tags=("goals",),
+        creates=True,
+        too_large="put the rows into files under one of the dataset roots, and name those in the objective",
+    ),
+    Operation(
+        name="list_goals",
+        summary="List active goals",
+        request=goals.ListGoalsRequest,
+        response=goals.GoalList,
+        scope="goals",
+        route=Route("GET", "/goals", query=("status",), array="goals"),
+        rpcs={"ListGoals": {}},
+        action="list_goals",
+        errors=("invalid_request",),
+        tags=("goals",),
+    ),
+    Operation(
+        name="get_goal",
+        summary="Describe a goal",
+        request=goals.GetGoalRequest,
+        response=goals.Goal,
+        scope="goals",
+        route=Route("GET", "/goals/{goal_id}"),
+        rpcs={"GetGoal": {}},
+        action="get_goal",
+        errors=("invalid_request", "not_found"),
+        tags=("goals",),
+    ),
+    Operation(
+        name="watch_goal",
+        summary="Watch a goal until it has ended",
+        request=goals.WatchGoalRequest,
+        response=goals.GoalEvent,
+        scope="goals",
+        route=Route("GET", "/goals/{goal_id}/events", query=("after", "follow")),
+        rpcs={},
+        stream_rpc="WatchGoal",
+        stream=Stream("watch_goal", goals.GoalEvent, always=True, after="after"),
+        action="watch_goal",
+        errors=("invalid_request", "not_found"),
+        tags=("goals",),
+    ),
+    Operation(
+        name="cancel_goal",
+        summary="Cancel a goal",
+        request=goals.CancelGoalRequest,
+        response=goals.Goal,
+        scope="goals",
+        route=Route("POST", "/goals/{goal_id}/cancel"),
+        rpcs={"CancelGoal": {}},
+        action="cancel_goal",
+        errors=("invalid_request", "not_found", "too_large"),
+        tags=("goals",),
     ),
     Operation(
         name="status",

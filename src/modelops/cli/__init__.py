@@ -4,7 +4,7 @@ files, all else is a client.
 What costs time to import is imported by the commands that need it: `modelops --help` is quick.
 """
 
-from modelops.cli import ask, chat, jobs, keys, models, system, top
+from modelops.cli import ask, chat, goalmaking, goals, jobs, keys, models, system, top
 from modelops.cli.common import FAILED, INTERRUPTED, MISUSED, UNREACHABLE, main
 from modelops.cli.doctor import doctor
 from modelops.cli.serve import serve
@@ -17,6 +17,8 @@ __all__ = [
     "ask",
     "chat",
     "doctor",
+    "goalmaking",
+    "goals",
     "jobs",
     "keys",
     "main",

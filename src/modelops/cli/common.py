@@ -98,7 +98,7 @@ def client_command(
     return lambda function: group.command(name)(_connected(function, timeout_s))
 
 
-def client_group(name: str) -> Callable[[Callable[..., None]], click.Group]:
+def client_group(name: str, group: click.Group = main) -> Callable[[Callable[..., None]], click.Group]:
     """As `client_command`; there are others below it, and by itself it does what the function does."""
 
     def decorate(function: Callable[..., None]) -> click.Group:
@@ -110,7 +110,7 @@ def client_group(name: str) -> Callable[[Callable[..., None]], click.Group]:
             elif any(context.get_parameter_source(option) is _TYPED for option in context.params):
                 raise click.UsageError(f"the options of '{context.invoked_subcommand}' stand behind it")
 
-        return main.group(name, invoke_without_command=True)(_connected(alone, None))
+        return group.group(name, invoke_without_command=True)(_connected(alone, None))
 
     return decorate
 

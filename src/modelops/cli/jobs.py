@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelops.cli.common import FAILED, client_command, main
+from modelops.cli.sets import RowSet, options, rows
 from modelops.cli.terminal import print_json, print_table, spinner
 
 if TYPE_CHECKING:
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 _TYPES = ("lora", "dpo", "evaluate")
 _STATUSES = ("pending", "running", "completed", "failed", "cancelled")
 _PRIORITIES = ("low", "medium", "high", "critical")
-#: Sets of rows: the option, the request's field, and what they are for.
 _SETS = (
-    ("data", "dataset", "What it learns, or is asked"),
-    ("eval", "eval_dataset", "Held-out rows, which show how good it has become"),
-    ("regression", "regression_dataset", "Rows of other things, which show what it has lost"),
+    RowSet("data", "dataset", "What it learns, or is asked"),
+    RowSet("eval", "eval_dataset", "Held-out rows, which show how good it has become"),
+    RowSet("regression", "regression_dataset", "Rows of other things, which show what it has lost"),
 )
 
 
@@ -34,19 +33,10 @@ def jobs() -> None:
     """
 
 
-def _sets(command: Any) -> Any:
-    for name, field, told in reversed(_SETS):
-        where = f"As --{name}, but a file under one of the coordinator's dataset roots."
-        path = click.option(f"--{name}-path", f"{field}_path", metavar="PATH", help=where)
-        file = click.option(f"--{name}", field, type=click.Path(path_type=Path), metavar="FILE", help=f"{told}: JSONL.")
-        command = file(path(command))
-    return command
-
-
 @client_command("create", group=jobs)
 @click.argument("job_type", metavar="TYPE", type=click.Choice(_TYPES))
 @click.argument("model")
-@_sets
+@options(_SETS)
 @click.option("--set", "written", multiple=True, metavar="NAME=VALUE", help="A parameter: rank=8. May be repeated.")
 @click.option(
     "--as", "output_model_name", metavar="NAME", help="What is published: MODEL:NAME, an adapter, or a whole model."
@@ -103,19 +93,10 @@ def create(
 
 
 def _rows(sets: dict[str, Any]) -> dict[str, Any]:
-    """The rows, or where the coordinator finds them, by the request's fields."""
     from modelops.api.errors import InvalidRequest
-    from modelops.cli.rows import read_rows
 
-    given: dict[str, Any] = {}
-    for name, field, _ in _SETS:
-        file, path = sets[field], sets[f"{field}_path"]
-        if file and path:
-            raise InvalidRequest(f"--{name} and --{name}-path are two ways to say the same; leave one out")
-        if file:
-            given[field] = read_rows(file, f"--{name}")
-        given[f"{field}_path"] = path
-    if not given.get("dataset") and not given["dataset_path"]:
+    given = rows(_SETS, sets)
+    if not (given.get("dataset") or given.get("dataset_path")):
         raise InvalidRequest("give the rows: --data FILE, or --data-path PATH for a file that the coordinator has")
     return given
 

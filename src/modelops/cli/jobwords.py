@@ -32,7 +32,7 @@ def plan(job: LearningJob) -> str:
         rows += f" ({', '.join(filter(None, (held_out, others)))})"
     parts = [f"{rows}, about {told.tokens} tokens"]
     if told.steps:
-        parts.append(f"{told.steps} steps on {told.device}, about {_time(told.seconds)}")
+        parts.append(f"{told.steps} steps on {told.device}, about {lasting(told.seconds)}")
     if told.memory_mb:
         parts.append(f"{told.memory_mb} MB of memory")
     return f"{what}: {', '.join((*parts, f'{told.disk_mb} MB of disk'))}"
@@ -60,12 +60,12 @@ def figures(metrics: Mapping[str, Any]) -> str:
             total = left.pop(f"total_{what}" if what == "rows" else "total_steps", None)
             parts.append(f"{what} {left.pop(what)}" + (f" of {total}" if total else ""))
     named = {"train_loss": "loss", "eval_loss": "held-out loss"}
-    parts += [f"{name} {left.pop(key):.4g}" for key, name in named.items() if _is_number(left.get(key))]
-    if _is_number(left.get("tokens_per_second")):
+    parts += [f"{name} {left.pop(key):.4g}" for key, name in named.items() if is_number(left.get(key))]
+    if is_number(left.get("tokens_per_second")):
         parts.append(f"{left.pop('tokens_per_second'):.0f} tokens/s")
-    if _is_number(left.get("eta_seconds")):
-        parts.append(f"{_time(left.pop('eta_seconds'))} left")
-    return ", ".join((*parts, *(f"{key} {_value(value)}" for key, value in left.items())))
+    if is_number(left.get("eta_seconds")):
+        parts.append(f"{lasting(left.pop('eta_seconds'))} left")
+    return ", ".join((*parts, *(f"{key} {plain(value)}" for key, value in left.items())))
 
 
 def line(event: JobEvent) -> str:
@@ -99,12 +99,12 @@ def scores(job: LearningJob) -> list[tuple[str, str, str, str]]:
     if not isinstance(found, dict) or not found:
         return []
     if job.job_type == "evaluate":
-        return [("", metric, "", _value(value)) for metric, value in found.items() if _is_score(metric, value)]
+        return [("", metric, "", plain(value)) for metric, value in found.items() if _is_score(metric, value)]
     told = []
     for name, judged in found.items():
         before, after = judged.get("before", {}), judged.get("after", {})
         told += [
-            (_SETS.get(name, str(name)), str(metric), _value(before.get(metric)), _value(value))
+            (_SETS.get(name, str(name)), str(metric), plain(before.get(metric)), plain(value))
             for metric, value in after.items()
             if _is_score(metric, value)
         ]
@@ -112,7 +112,7 @@ def scores(job: LearningJob) -> list[tuple[str, str, str, str]]:
 
 
 def _is_score(name: str, value: Any) -> bool:
-    return name not in _COUNTS and _is_number(value)
+    return name not in _COUNTS and is_number(value)
 
 
 def show(job: LearningJob) -> None:
@@ -136,13 +136,13 @@ def lineage(version: ModelVersion) -> Iterator[tuple[str, str]]:
     yield "made by", f"learning job {made['job_id']}, {made['job_type']}"
     yield "base", f"{made['base_model']} {made['base_version']}, {made['base_digest']}"
     yield "rows", str(made["dataset_digest"])
-    given = [f"{name} {_value(value)}" for name, value in _flat(made["parameters"]) if value not in ("", [])]
+    given = [f"{name} {plain(value)}" for name, value in flat(made["parameters"]) if value not in ("", [])]
     yield "parameters", ", ".join(given)
     for rows, judged in made["scores"].items():
         names = [name for name, value in judged["after"].items() if _is_score(name, value)]
-        told = [f"{name} {_value(judged['before'][name])} → {_value(judged['after'][name])}" for name in names]
+        told = [f"{name} {plain(judged['before'][name])} → {plain(judged['after'][name])}" for name in names]
         yield rows.replace("_", " "), ", ".join(told)
-    yield "parity", ", ".join(f"{name} {_value(value)}" for name, value in _flat(made["parity"]) if value is not None)
+    yield "parity", ", ".join(f"{name} {plain(value)}" for name, value in flat(made["parity"]) if value is not None)
 
 
 def _description(job: LearningJob) -> Iterator[tuple[str, str]]:
@@ -158,7 +158,7 @@ def _description(job: LearningJob) -> Iterator[tuple[str, str]]:
         yield "attempts", str(job.attempts)
     if job.metrics:
         yield "measured", figures(job.metrics)
-    given = [f"{name} {_value(value)}" for name, value in _flat(job.parameters) if value not in ("", [])]
+    given = [f"{name} {plain(value)}" for name, value in flat(job.parameters) if value not in ("", [])]
     yield "parameters", ", ".join(given)
     for warning in job.warnings:
         yield "warning", warning
@@ -167,34 +167,38 @@ def _description(job: LearningJob) -> Iterator[tuple[str, str]]:
         yield "published", f"{job.result.get('model_name')} {job.result.get('model_version')}, {active}"
     rest = {"model_name", "model_version", "active", "scores", "parity"}
     if told := {name: value for name, value in job.result.items() if name not in rest and value is not None}:
-        yield "trained", ", ".join(f"{name} {_value(value)}" for name, value in _flat(told))
+        yield "trained", ", ".join(f"{name} {plain(value)}" for name, value in flat(told))
     if parity := job.result.get("parity"):
-        yield "parity", ", ".join(f"{name} {_value(value)}" for name, value in _flat(parity) if value not in ("", None))
+        yield "parity", ", ".join(f"{name} {plain(value)}" for name, value in flat(parity) if value not in ("", None))
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """What is within each other, with dots between the names."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
+            yield from flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
 
 
-def _value(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value, as a person reads it."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ",".join(map(_value, value)) or "none"
+        return ",".join(map(plain, value)) or "none"
     return str(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a number, and no truth."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _time(seconds: float) -> str:
+def lasting(seconds: float) -> str:
+    """How long something takes."""
     from modelops.cli.picture import duration
 
     return duration(seconds, 2)

@@ -1,10 +1,11 @@
-"""What somebody writes on the command line for a learning job: files of rows, and parameters."""
+"""What somebody writes on the command line for learning jobs and goals: files of rows, requests, parameters, times."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
@@ -21,18 +22,19 @@ _MOST_ROWS = 100_000
 _MOST_DIGITS = 400  # what is longer is no number that anything here takes
 
 
-def read_rows(file: Path, option: str) -> list[dict[str, Any]]:
+def read_rows(file: Path, option: str = "") -> list[dict[str, Any]]:
     """The rows of a JSONL file of this machine, each of which is the line of its number: the coordinator, which gets
     the rows alone, tells by it what is wrong. Raises InvalidRequest, which names the line, also for one that is blank
-    and not at the end; for a file that is too large or not here it tells what `option` would do."""
-    elsewhere = f"a file under one of the coordinator's dataset roots is given with {option}-path"
+    and not at the end; for a file that is too large or not here it tells what `option` would do, where it has another
+    form."""
+    elsewhere = f"; a file under one of the coordinator's dataset roots is given with {option}-path" if option else ""
     try:
         with file.open("rb") as opened:
             content = opened.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise InvalidRequest(f"'{file}' cannot be read here: {error.strerror}; {elsewhere}") from None
+        raise InvalidRequest(f"'{file}' cannot be read here: {error.strerror}{elsewhere}") from None
     if len(content) > _MOST_BYTES:
-        raise InvalidRequest(f"'{file}' is over {_MOST_BYTES >> 20} MB, which is too much to send; {elsewhere}")
+        raise InvalidRequest(f"'{file}' is over {_MOST_BYTES >> 20} MB, which is too much to send{elsewhere}")
     written = content.removeprefix(b"\xef\xbb\xbf").rstrip()
     found = []
     for number, line in enumerate(written.split(b"\n") if written else (), 1):
@@ -42,7 +44,7 @@ def read_rows(file: Path, option: str) -> list[dict[str, Any]]:
             )
         found.append(_row(line, f"'{file}', line {number}"))
     if len(found) > _MOST_ROWS:
-        raise InvalidRequest(f"'{file}' has over {_MOST_ROWS} rows, which is too much to send; {elsewhere}")
+        raise InvalidRequest(f"'{file}' has over {_MOST_ROWS} rows, which is too much to send{elsewhere}")
     if not found:
         raise InvalidRequest(f"'{file}' has no rows")
     return found
@@ -86,6 +88,31 @@ def _int(written: str) -> int:
     if len(written) > _MOST_DIGITS:
         raise ValueError("a number is too large")
     return int(written)
+
+
+def read_request(file: Path) -> dict[str, Any]:
+    """The request in a file of this machine. Raises InvalidRequest for what is no JSON object."""
+    try:
+        request = _parsed(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"'{file}' cannot be read here: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"'{file}' is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"'{file}' is no JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise InvalidRequest(f"'{file}' is no JSON object, as a request of the API is one")
+    return request
+
+
+def moment(written: str | None, option: str) -> str | None:
+    """A time with its offset; one without is of this machine's own clock. Raises InvalidRequest."""
+    if written is None:
+        return None
+    try:
+        return datetime.fromisoformat(written).astimezone().isoformat()
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f'{option} is a time, such as "2030-01-31 12:00" or "2030-01-31T12:00:00Z"') from None
 
 
 def parameters(job_type: JobType, written: Sequence[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def status(client: Client, as_json: bool) -> None:
         f"models loaded: {found.models_loaded}, requests active: {found.active_requests}, "
         f"waiting: {found.queued_requests}"
     )
+    click.echo(f"learning jobs running: {found.learning_jobs_running}, goals pursued: {found.goals_active}")
 
 
 @client_command("health")

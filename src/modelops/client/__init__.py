@@ -16,20 +16,22 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
 from modelops.api import chat as chats
-from modelops.api import learning, types
+from modelops.api import goals, learning, types
 from modelops.api.errors import InvalidRequest
 from modelops.client.wire import DEFAULT_URL, Answer, Trust, Unreachable, Wire, chunk, failure
 
 #: A turn of a conversation: `{"role": "user", "content": "Hello!"}`; its fields are those of ChatTurn.
 Turn = Mapping[str, Any]
 
-#: Between the beginnings of two watches of a job: a coordinator that shuts down ends each at once, until it is away.
+#: Between the beginnings of two watches: a coordinator that shuts down ends each at once, until it is away.
 _SOONEST_S = 0.5
+
+Event = TypeVar("Event", learning.JobEvent, goals.GoalEvent)
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "Turn", "Unreachable"]
 
@@ -46,9 +48,10 @@ def _key(idempotency_key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": idempotency_key}
 
 
-def _goes_on(event: learning.JobEvent) -> bool:
+def _goes_on(event: learning.JobEvent | goals.GoalEvent) -> bool:
     """Whether that is the last one only because the time is up."""
-    return event.done and event.job is not None and event.job.completed_at is None
+    about = event.job if isinstance(event, learning.JobEvent) else event.goal
+    return event.done and about is not None and about.completed_at is None
 
 
 class Client:
@@ -184,19 +187,40 @@ class Client:
         coordinator ends a long watch, it is taken up again. Raises Unreachable where the coordinator goes away: the
         job goes on after its restart, and so does a watch `after` the last event's number.
         """
-        while True:
-            event, soonest = None, time.monotonic() + _SOONEST_S
-            for event in self._stream("watch_job", learning.JobEvent, job_id=job_id, after=after, follow=follow):
-                after = event.number
-                if not (follow and _goes_on(event)):
-                    yield event
-            if event is None or not (follow and _goes_on(event)):
-                return
-            threading.Event().wait(max(0.0, soonest - time.monotonic()))  # nobody sets it
+        yield from self._watch("watch_job", learning.JobEvent, after, follow, job_id=job_id)
 
     def cancel_job(self, job_id: str, reason: str = "") -> learning.LearningJob:
         """The job, which ends soon if it has not yet."""
         return self._call("cancel_job", learning.LearningJob, job_id=job_id, reason=reason)
+
+    # --- goals ---
+    def create_goal(
+        self, title: str, objective: Mapping[str, Any], *, idempotency_key: str | None = None, **options: Any
+    ) -> goals.Goal:
+        """A goal, to be pursued; `objective` has a `type` and its fields, `options` are the other fields of
+        CreateGoalRequest.
+
+        Repeated with the same key, it is the goal that was created first.
+        """
+        fields = {"title": title, "objective": dict(objective), **options}
+        return self._call("create_goal", goals.Goal, _key(idempotency_key), **fields)
+
+    def list_goals(self, status: goals.GoalStatus | Literal["all"] | None = None) -> list[goals.Goal]:
+        """The goals, the newest first; without a status those that have not ended."""
+        return self._call("list_goals", goals.GoalList, status=status).goals
+
+    def get_goal(self, goal_id: str) -> goals.Goal:
+        """One goal as it stands."""
+        return self._call("get_goal", goals.Goal, goal_id=goal_id)
+
+    def watch_goal(self, goal_id: str, *, after: int = 0, follow: bool = True) -> Generator[goals.GoalEvent]:
+        """What has happened to the goal after the event of that number, and what happens until it has ended, as
+        `watch_job` tells it; the last event holds the `goal`."""
+        yield from self._watch("watch_goal", goals.GoalEvent, after, follow, goal_id=goal_id)
+
+    def cancel_goal(self, goal_id: str, reason: str = "") -> goals.Goal:
+        """The goal, which ends soon if it has not yet."""
+        return self._call("cancel_goal", goals.Goal, goal_id=goal_id, reason=reason)
 
     # --- the whole ---
     def status(self) -> types.SystemStatus:
@@ -206,6 +230,18 @@ class Client:
     def health(self) -> types.HealthResponse:
         """Whether the coordinator can serve, part by part."""
         return self._call("health", types.HealthResponse)
+
+    def _watch(self, name: str, kind: type[Event], after: int, follow: bool, **which: str) -> Generator[Event]:
+        """The events after that number; a watch that has ended only because the time is up is taken up again."""
+        while True:
+            event, soonest = None, time.monotonic() + _SOONEST_S
+            for event in self._stream(name, kind, **which, after=after, follow=follow):
+                after = event.number
+                if not (follow and _goes_on(event)):
+                    yield event
+            if event is None or not (follow and _goes_on(event)):
+                return
+            threading.Event().wait(max(0.0, soonest - time.monotonic()))  # nobody sets it
 
     def _stream(self, name: str, kind: type[Answer], **fields: Any) -> Generator[Answer]:
         try:
@@ -360,21 +396,41 @@ class AsyncClient:
 
     async def watch_job(self, job_id: str, *, after: int = 0, follow: bool = True) -> AsyncGenerator[learning.JobEvent]:
         """As Client.watch_job."""
-        while True:
-            event, soonest = None, time.monotonic() + _SOONEST_S
-            fields = {"job_id": job_id, "after": after, "follow": follow}
-            async with contextlib.aclosing(self._stream("watch_job", learning.JobEvent, **fields)) as events:
-                async for event in events:
-                    after = event.number
-                    if not (follow and _goes_on(event)):
-                        yield event
-            if event is None or not (follow and _goes_on(event)):
-                return
-            await asyncio.sleep(max(0.0, soonest - time.monotonic()))
+        watching = self._watch("watch_job", learning.JobEvent, after, follow, job_id=job_id)
+        async with contextlib.aclosing(watching) as events:
+            async for event in events:
+                yield event
 
     async def cancel_job(self, job_id: str, reason: str = "") -> learning.LearningJob:
         """As Client.cancel_job."""
         return await self._call("cancel_job", learning.LearningJob, job_id=job_id, reason=reason)
+
+    # --- goals ---
+    async def create_goal(
+        self, title: str, objective: Mapping[str, Any], *, idempotency_key: str | None = None, **options: Any
+    ) -> goals.Goal:
+        """As Client.create_goal."""
+        fields = {"title": title, "objective": dict(objective), **options}
+        return await self._call("create_goal", goals.Goal, _key(idempotency_key), **fields)
+
+    async def list_goals(self, status: goals.GoalStatus | Literal["all"] | None = None) -> list[goals.Goal]:
+        """As Client.list_goals."""
+        return (await self._call("list_goals", goals.GoalList, status=status)).goals
+
+    async def get_goal(self, goal_id: str) -> goals.Goal:
+        """As Client.get_goal."""
+        return await self._call("get_goal", goals.Goal, goal_id=goal_id)
+
+    async def watch_goal(self, goal_id: str, *, after: int = 0, follow: bool = True) -> AsyncGenerator[goals.GoalEvent]:
+        """As Client.watch_goal."""
+        watching = self._watch("watch_goal", goals.GoalEvent, after, follow, goal_id=goal_id)
+        async with contextlib.aclosing(watching) as events:
+            async for event in events:
+                yield event
+
+    async def cancel_goal(self, goal_id: str, reason: str = "") -> goals.Goal:
+        """As Client.cancel_goal."""
+        return await self._call("cancel_goal", goals.Goal, goal_id=goal_id, reason=reason)
 
     # --- the whole ---
     async def status(self) -> types.SystemStatus:
@@ -384,6 +440,20 @@ class AsyncClient:
     async def health(self) -> types.HealthResponse:
         """As Client.health."""
         return await self._call("health", types.HealthResponse)
+
+    async def _watch(
+        self, name: str, kind: type[Event], after: int, follow: bool, **which: str
+    ) -> AsyncGenerator[Event]:
+        while True:
+            event, soonest = None, time.monotonic() + _SOONEST_S
+            async with contextlib.aclosing(self._stream(name, kind, **which, after=after, follow=follow)) as events:
+                async for event in events:
+                    after = event.number
+                    if not (follow and _goes_on(event)):
+                        yield event
+            if event is None or not (follow and _goes_on(event)):
+                return
+            await asyncio.sleep(max(0.0, soonest - time.monotonic()))
 
     async def _stream(self, name: str, kind: type[Answer], **fields: Any) -> AsyncGenerator[Answer]:
         try:

@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -116,13 +117,20 @@ class Wire:
 def _body(fields: Mapping[str, Any]) -> bytes:
     """As JSON. Raises InvalidRequest for what has no place in it."""
     try:
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        written = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_written)
+        return written.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(
             "a text in the request is not valid Unicode: it has half of a surrogate pair, or bytes that are no UTF-8"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+
+
+def _written(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in it")
 
 
 def failure(status: int, body: bytes) -> ModelOpsError:

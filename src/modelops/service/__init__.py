@@ -19,6 +19,7 @@ from modelops.api.operations import Door, Operation
 from modelops.api.types import Request, Response
 from modelops.service.accounts import Accounts
 from modelops.service.call import Call, Parts, internal
+from modelops.service.goals import Goals
 from modelops.service.inference import Inference
 from modelops.service.learning import Learning
 from modelops.service.models import Models
@@ -30,7 +31,7 @@ _HAIR_S = 0.05
 _LONGEST_KEY = 255
 
 
-class Coordinator(Inference, Models, Learning, System):
+class Coordinator(Inference, Models, Learning, Goals, System):
     """Every operation. Each raises ModelOpsError and nothing else.
 
     A transport keeps each call in `following`, asks `admit` first, and then calls `perform` or `chunks` with the call

@@ -12,6 +12,7 @@ from modelops.service import told
 from modelops.service.call import Call, Parts
 from modelops.serving import sources
 from modelops.serving.catalog import Version
+from modelops.serving.formats import FOLDER, Formats
 from modelops.serving.placement import MB, Bill, Plan
 from modelops.serving.wishes import Wish
 
@@ -203,7 +204,8 @@ class Models:
         pool = self._parts.pool
         used = pool.in_use(name)  # of an adapter never: its model's engine is replaced by one without it
         if busy := next((found for found in chosen if found.number in used), None):
-            raise Conflict(f"'{name}' {busy.label} is loaded; unload it first")
+            how = "kept by a goal; cancel that" if name in pool.kept else "loaded; unload it"
+            raise Conflict(f"'{name}' {busy.label} is {how} first")
         if active in chosen and len(catalog.versions(name)) > len(chosen):
             raise Conflict(f"{active.label} answers for '{name}'; activate another version first")
         if adapters := await pool.adapters.orphaned(chosen):
@@ -221,8 +223,11 @@ class Models:
         removed, freed = await catalog.prune()
         digests = {version.digest for name in catalog.names() for version in catalog.versions(name)}
         copies, more = await asyncio.to_thread(self._parts.quantised.prune, digests)
+        formats = Formats(catalog, self._parts.settings.data_dir / FOLDER)
+        written, much = await asyncio.to_thread(formats.prune, digests)
         bases, most = await asyncio.to_thread(self._parts.jobs.prune, digests)
-        return types.Removal(removed=[*removed, *copies, *bases], freed_mb=(freed + more + most) // MB)
+        removed += [*copies, *written, *bases]
+        return types.Removal(removed=removed, freed_mb=(freed + more + much + most) // MB)
 
     async def _activate(self, call: Call, version: Version, *, drain_first: bool) -> types.ModelInfo:
         await self._parts.pool.activate(version, drain_first=drain_first, deadline=self._parts.deadline(call))
@@ -259,6 +264,7 @@ def _wish(request: types.ModelLoadRequest, otherwise: Wish) -> Wish:
         context_length=request.context_length or otherwise.context_length,
         slots=request.slots or otherwise.slots,
         cache_type=request.cache_type or otherwise.cache_type,
+        tuning=otherwise.tuning,
         keep_alive_s=otherwise.keep_alive_s if request.keep_alive is None else request.keep_alive,
         pinned=otherwise.pinned if request.pin is None else request.pin,
     )

@@ -68,12 +68,12 @@ def of_machine(devices: Sequence[Device], cpu_percent: float, data_dir: Path, re
     }
 
 
-def of_process() -> Readings:
+def of_process(goals_active: int) -> Readings:
     """Of this process; to be asked on the event loop."""
     return {
         of.BUILD: {(modelops.__version__,): 1},
         of.LOOP_TASKS: {(): len(asyncio.all_tasks())},
-        of.GOALS_ACTIVE: {(): 0},
+        of.GOALS_ACTIVE: {(): goals_active},
     }
 
 

@@ -62,6 +62,7 @@ class System:
             active_requests=sum(view.active for view in views if not view.base),  # an adapter's are its model's too
             queued_requests=sum(view.queued for view in views),
             learning_jobs_running=self._parts.jobs.running,
+            goals_active=self._parts.goals.active,
             version=modelops.__version__,
             tokens_generated=sum(view.usage.answer_tokens for view in views),
             prompt_tokens=sum(view.usage.prompt_tokens for view in views),
@@ -84,7 +85,8 @@ class System:
 
     def _begin_page(self) -> asyncio.Future[bytes]:
         parts = self._parts
-        models, reserved = of_models(parts.pool.views()) | of_process(), parts.pool.reserved()
+        reserved = parts.pool.reserved()
+        models = of_models(parts.pool.views()) | of_process(parts.goals.active)
 
         def page() -> bytes:  # takes longer than others should wait
             devices, cpu = parts.machine.devices(), self._cpu_of_pages.percent()

@@ -9,6 +9,7 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -17,7 +18,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2, empty_pb2, struct_pb2
+from google.protobuf import any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import error_details_pb2, status_pb2
@@ -74,8 +75,6 @@ _BOUNDS = {
     "grpc.max_connection_idle_ms": 600_000,
 }
 
-#: JSON within a message: an object.
-_STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
 #: Up to here each whole number is a double of its own.
 _WHOLE = 2**53
 
@@ -300,7 +299,7 @@ def _fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        one = _object if field.message_type and field.message_type.full_name == _STRUCT else _fields
+        one = _READ.get(field.message_type.full_name, _fields) if field.message_type else _fields
         if field.is_repeated:
             if value:
                 fields[field.name] = [one(item) for item in value] if field.message_type else list(value)
@@ -310,6 +309,16 @@ def _fields(message: Message) -> dict[str, Any]:
         elif value or field.name in _ZERO_COUNTS:
             fields[field.name] = value
     return fields
+
+
+def _time(message: Message) -> datetime:
+    """A Timestamp. Raises InvalidRequest for what no day has."""
+    _known(message)
+    assert isinstance(message, timestamp_pb2.Timestamp)
+    try:
+        return message.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest("a Timestamp in the request is no time") from None
 
 
 def _object(message: Message) -> dict[str, Any]:
@@ -338,6 +347,13 @@ def _value(value: struct_pb2.Value) -> Any:
             return value.bool_value
         case _:
             return None
+
+
+#: Messages that are read as the same JSON is.
+_READ: dict[str, Callable[[Message], Any]] = {
+    struct_pb2.Struct.DESCRIPTOR.full_name: _object,
+    timestamp_pb2.Timestamp.DESCRIPTOR.full_name: _time,
+}
 
 
 def _known(message: Message) -> None:

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from modelops.api.operations import METRICS, OPERATIONS, Operation, Page
-from modelops.api.planned import PLANNED, Planned
 from modelops.api.types import Request
 
 #: The table from codes to HTTP statuses, each with what it says in the document.
@@ -36,6 +35,8 @@ _SUCCESS = {
     "unload_model": "Model unloaded successfully",
     "list_jobs": "List of jobs",
     "create_job": "Job created successfully",
+    "list_goals": "List of goals",
+    "create_goal": "Goal created successfully",
 }
 #: Either header holds the key.
 _KEY: list[dict[str, list[str]]] = [{"ApiKeyAuth": []}, {"BearerAuth": []}]
@@ -77,8 +78,6 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.route.path, {})[operation.route.method.lower()] = _operation(operation)
-    for planned in PLANNED:
-        paths.setdefault(planned.path, {})[planned.method.lower()] = _planned(planned)
     paths[METRICS.path] = {"get": _page(METRICS)}
     for path, (summary, why_not) in _PROBES.items():
         paths[path] = {"get": _probe(path, summary, why_not)}
@@ -143,21 +142,6 @@ def _answer(operation: Operation) -> dict[str, Any]:
         return _ref(operation.response)
     (item,) = get_args(operation.response.model_fields[array].annotation)
     return {"type": "array", "items": _ref(item)}
-
-
-def _planned(planned: Planned) -> dict[str, Any]:
-    one = _ref(planned.response)
-    content = {"application/json": {"schema": {"type": "array", "items": one} if planned.many else one}}
-    success = {"description": planned.description, "content": content}
-    described: dict[str, Any] = {
-        "operationId": planned.name,
-        "summary": planned.summary,
-        "tags": ["planned"],
-        "responses": {str(planned.status): success} | _errors(("not_implemented", *_at_the_door(planned.scope))),
-    }
-    if planned.request:
-        described["requestBody"] = _body(planned.request)
-    return described
 
 
 def _page(page: Page) -> dict[str, Any]:
@@ -253,8 +237,6 @@ def _schemas() -> dict[str, Any]:
             models[operation.response] = None
         if operation.stream:
             models[operation.stream.chunk] = None
-    for planned in PLANNED:
-        models.update({model: None for model in (planned.request, planned.response) if model})
     _, found = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

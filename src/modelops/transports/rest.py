@@ -22,16 +22,14 @@ from modelops.api import types
 from modelops.api.errors import (
     InvalidRequest,
     ModelOpsError,
-    NotAvailable,
     NotFound,
     Overloaded,
 )
 from modelops.api.operations import METRICS, OPERATIONS, Operation
-from modelops.api.planned import PLANNED, Planned
 from modelops.service import Call, Coordinator, internal
 from modelops.tasks import Tasks
 from modelops.transports import openai, openapi
-from modelops.transports.endpoint import CALL, Endpoint, EventStream, admit, credentials, has_header, header
+from modelops.transports.endpoint import CALL, Endpoint, EventStream, admit, has_header, header
 from modelops.transports.http import HttpServer
 from modelops.transports.listening import Listening
 from modelops.transports.problems import problem
@@ -114,7 +112,7 @@ class _Followed:
 
 
 def application(coordinator: Coordinator, listening: Listening, tasks: Tasks) -> Starlette:
-    """The ASGI application: every operation, what is planned, the document and its page."""
+    """The ASGI application: every operation, the document and its page."""
     from swagger_ui_bundle import swagger_ui_path
 
     document = JSONResponse(openapi.document())
@@ -127,7 +125,6 @@ def application(coordinator: Coordinator, listening: Listening, tasks: Tasks) ->
         )
         for operation in OPERATIONS
     ]
-    routes += [Route(planned.path, _Later(coordinator, planned), methods=[planned.method]) for planned in PLANNED]
     routes += openai.routes(coordinator, listening, tasks)
     routes += [
         Route(METRICS.path, _Metrics(coordinator, listening), methods=["GET"]),
@@ -177,21 +174,6 @@ class _Probe:
         await response(scope, receive, send)
 
 
-class _Later:
-    """A route of a later release."""
-
-    def __init__(self, coordinator: Coordinator, planned: Planned) -> None:
-        self._coordinator = coordinator
-        self._planned = planned
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._coordinator.admit(scope[CALL], self._planned, credentials(scope))
-            raise NotAvailable(f"{self._planned.method} {self._planned.path} comes with a later release")
-        except ModelOpsError as error:
-            await _refusal(scope, error)(scope, receive, send)
-
-
 class _Metrics:
     """The page for Prometheus."""
 
@@ -229,6 +211,7 @@ class _Endpoint(Endpoint):
                 raise InvalidRequest(f"unknown query parameter '{name[:64]}'; {known}")
             fields[name] = _typed(self.operation.request, name, value)
         if (stream := self.operation.stream) and stream.after and (last := header(scope, b"last-event-id")):
+            self.operation.request.parse(fields)  # what the header takes the place of is checked all the same
             fields[stream.after] = _number("the header 'Last-Event-ID'", last)  # sent by who comes back: the later word
         return fields
 
