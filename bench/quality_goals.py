@@ -1,0 +1,113 @@
+"""What goals of quality make of the default model and the rows of examples/capitals, each from one request.
+
+Three goals, one after another, on one coordinator: with the answers of the training rows shuffled, so that what is
+learnt is wrong; with a target that nothing reaches; and as the example has it. The first two must fail, and change
+nothing that answers; the last must be completed, and be what answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from bench.gateway import MODEL, machine, put_model
+
+from modelops.api.goals import Goal
+from modelops.client import Client
+from support import serving
+
+HERE = Path(__file__).parents[1] / "examples" / "capitals"
+QUESTION = "What is the capital of France?"
+Rows = list[dict[str, Any]]
+
+
+def rows(name: str) -> Rows:
+    """The rows of a file of the example."""
+    return [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def shuffled(good: Sequence[Mapping[str, Any]], seed: int = 0) -> Rows:
+    """The same questions, each with the answer to some other."""
+    answers = [row["completion"] for row in good]
+    random.Random(seed).shuffle(answers)
+    return [{**row, "completion": answer} for row, answer in zip(good, answers, strict=True)]
+
+
+def wished(train: Rows, **more: Any) -> dict[str, Any]:
+    """The objective of the example, with those rows to learn."""
+    sets = {"train_dataset": train, "eval_dataset": rows("heldout"), "regression_dataset": rows("regression")}
+    judged = {"metric": "exact_match", "target": 0.95, "regression_metric": "contains", "watch_seconds": 30}
+    return {"type": "quality", "model_name": MODEL, **sets, **judged, **more}
+
+
+def pursue(client: Client, title: str, objective: Mapping[str, Any], limits: Mapping[str, Any]) -> tuple[Goal, float]:
+    """The goal when it has ended, and the seconds that it took."""
+    began = time.monotonic()
+    goal_id, seen = client.create_goal(title, dict(objective), limits=dict(limits)).goal_id, 0
+    while True:
+        for event in client.watch_goal(goal_id, after=seen):
+            seen = max(seen, event.number)
+            if event.kind in ("step", "state", "warning"):
+                print(f"{time.monotonic() - began:6.0f} s {event.kind}: {event.message}", file=sys.stderr)
+        goal = client.get_goal(goal_id)
+        if goal.completed_at:
+            return goal, time.monotonic() - began
+
+
+def told(goal: Goal, seconds: float, answers: str) -> str:
+    """A row of the table."""
+    best, lost = goal.result.get("best") or {}, goal.result.get("regression") or {}
+    figures = [goal.result.get("baseline", {}).get("score"), best.get("score"), lost.get("before"), lost.get("after")]
+    written = " | ".join("" if value is None else f"{value:.3f}" for value in figures)
+    trained = len(goal.result.get("attempts") or ())
+    return f"| {goal.title} | {goal.status} | {written} | {trained} | {seconds:.0f} | {answers} |"
+
+
+def main() -> None:
+    """Pursue them, and print a table."""
+    flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    flags.add_argument("--steps", type=int, default=30, help="of each training that must fail (30)")
+    options = flags.parse_args()
+    good, short = rows("train"), {"parameters": {"steps": options.steps}}
+    goals = (
+        ("shuffled answers", wished(shuffled(good), **short), {"max_jobs": 1}, "v1"),
+        ("out of reach", wished(good, metric="perplexity", target=1.001, **short), {"max_jobs": 1}, "v1"),
+        ("as the example", wished(good), {"max_jobs": 4}, ""),
+    )
+    print(machine(0))
+    lines, why = ["| goal | ended | before | best | other rows before | after | trainings | s | answers |"], []
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        put_model(None, Path(folder) / "models" / f"{MODEL}.gguf")
+        with (
+            serving(
+                Path(folder),
+                load=[MODEL],
+                env={"MODELOPS_ENGINE__THREADS": "0", "MODELOPS_SERVER__MAX_BODY_BYTES": str(16 << 20)},
+            ) as served,
+            Client(served.rest, timeout_s=300.0) as client,
+        ):
+            for title, objective, limits, stays in goals:
+                goal, seconds = pursue(client, title, objective, limits)
+                answer = client.infer(MODEL, QUESTION, temperature=0.0, max_tokens=8)
+                lines.append(told(goal, seconds, f"{answer.model_version}: {answer.output_text.strip()}"))
+                why.append(f"{title}: {goal.error_message or goal.message}")
+                if goal.status != ("failed" if stays else "completed") or (stays and answer.model_version != stays):
+                    sys.exit(f"'{title}' {goal.status}, and {answer.model_version} answers: {goal.error_message}")
+    print("\n".join(lines), "", *why, sep="\n")
+    print(f"Load average after: {os.getloadavg()[0]:.2f} (the benchmark's own part is in it).")
+
+
+if __name__ == "__main__":
+    main()
