@@ -1,5 +1,6 @@
 """Makes docs/settings.md from the settings, docs/metrics.md from the families of /metrics and docs/openai.md from the
-tables of fields, and the tables of parameters in docs/learning.md; with --check only says whether they are up to date.
+tables of fields, and the tables of parameters in docs/learning.md and docs/goals.md; with --check only says whether
+they are up to date.
 """
 
 import json
@@ -12,6 +13,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from modelops.api.forms import ANNOTATIONS, KEPT, NOT_KEPT
+from modelops.api.goals import (
+    AvailabilityObjective,
+    CreateGoalRequest,
+    GoalLimits,
+    QualityObjective,
+    ServingObjective,
+    Workload,
+)
 from modelops.api.learning import DpoParameters, EvaluateParameters, LoraParameters
 from modelops.cli import serve
 from modelops.metrics.families import FAMILIES, UNKNOWN
@@ -185,12 +194,30 @@ def openai() -> str:
 
 def learning() -> str:
     """The page of learning jobs, with its tables of parameters."""
-    page = (DOCS / "learning.md").read_text(encoding="utf-8")
     tables = {
         "lora": _parameters(LoraParameters),
         "dpo": _parameters(DpoParameters, beside=LoraParameters),
         "evaluate": _parameters(EvaluateParameters),
     }
+    return _with_tables("learning.md", tables)
+
+
+def goals() -> str:
+    """The page of goals, with its tables of fields."""
+    tables = {
+        "a goal": _parameters(CreateGoalRequest),
+        "limits": _parameters(GoalLimits),
+        "quality": _parameters(QualityObjective),
+        "serving": _parameters(ServingObjective),
+        "workload": _parameters(Workload),
+        "availability": _parameters(AvailabilityObjective),
+    }
+    return _with_tables("goals.md", tables)
+
+
+def _with_tables(name: str, tables: dict[str, str]) -> str:
+    """The page as it is, with these tables in their places."""
+    page = (DOCS / name).read_text(encoding="utf-8")
     for kind, table in tables.items():
         page = re.sub(rf"(<!-- parameters of {kind} -->\n).*?(<!-- end -->)", rf"\1{table}\2", page, flags=re.DOTALL)
     return page
@@ -204,8 +231,9 @@ def _parameters(of: type[BaseModel], beside: type[BaseModel] | None = None) -> s
         if schema == known.get(name):
             continue
         field = of.model_fields[name]
-        default = field.default if field.default is not PydanticUndefined else ""
-        written = "" if isinstance(default, BaseModel) else f"`{json.dumps(default)}`"
+        default = field.default
+        unsaid = default is None or default is PydanticUndefined or isinstance(default, BaseModel)
+        written = "*required*" if field.is_required() else "" if unsaid else f"`{json.dumps(default)}`"
         told += f"| `{name}` | {written} | {_allowed(schema)} | {_cell(schema.get('description', ''))} |\n"
     return told
 
@@ -214,15 +242,27 @@ def _allowed(schema: dict[str, Any]) -> str:
     """What a value may be, in a few words."""
     if "$ref" in schema:
         return "an object, see below"
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "object":
+        return "an object"
+    if "anyOf" in schema:  # or null, which is the same as nothing
+        return _allowed(next(one for one in schema["anyOf"] if one.get("type") != "null"))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema["type"] == "array":
-        return f"some of {_allowed(schema['items'])}"
+        return _items(schema["items"])
     if schema["type"] == "string":
-        return "a text"
+        return "a time, as `2027-01-31T12:00:00Z`" if schema.get("format") == "date-time" else "a text"
+    if schema["type"] == "boolean":
+        return "`true`, `false`"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[key]:,}" for key, sign in signs.items() if key in schema]
     return ("an integer " if schema["type"] == "integer" else "a number ") + ", ".join(bounds)
+
+
+def _items(of: dict[str, Any]) -> str:
+    if of.get("type") == "object":
+        return "a list of objects"
+    return "a list of texts" if "enum" not in of and of.get("type") == "string" else f"some of {_allowed(of)}"
 
 
 def _cell(text: str) -> str:
@@ -231,7 +271,8 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Generate in place, or compare."""
-    pages = {"settings.md": settings, "metrics.md": metrics, "openai.md": openai, "learning.md": learning}
+    pages = {"settings.md": settings, "metrics.md": metrics, "openai.md": openai}
+    pages |= {"learning.md": learning, "goals.md": goals}
     for name, made in pages.items():
         page = made()
         target = DOCS / name
