@@ -37,7 +37,8 @@ run: install  ## fetch the default model, start the coordinator, serve it
 
 test: install  ## every test that needs no program besides Python, with the real model
 	@$(BIN)/modelops pull --quiet $(MODEL)
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 soak: install  ## the long runs of what `make test` runs short, with what each of them saw
 	@$(BIN)/modelops pull --quiet $(MODEL)

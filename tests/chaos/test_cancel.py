@@ -17,7 +17,7 @@ import pytest
 from chaos.callers import BEGIN, engine, stream_rest
 from support import Served, serving, wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 Slot = dict[str, Any]
 

@@ -22,6 +22,8 @@ from chaos.callers import Reader, alive, client, model_of, programs, stream_rest
 from modelops.serving.devices import usable_cores
 from support import Served, serving, tiny_gguf, wait_until
 
+pytestmark = pytest.mark.alone
+
 ALL = {"MODELOPS_ENGINE__THREADS": str(usable_cores())}
 #: An order that waits for no turn: far less than the requests in flight would take.
 PROMPT_S = 3.0
