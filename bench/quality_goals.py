@@ -28,6 +28,7 @@ from modelops.client import Client
 from support import serving
 
 HERE = Path(__file__).parents[1] / "examples" / "capitals"
+TITLES = ("shuffled answers", "out of reach", "as the example")
 QUESTION = "What is the capital of France?"
 Rows = list[dict[str, Any]]
 
@@ -78,12 +79,13 @@ def main() -> None:
     """Pursue them, and print a table."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     flags.add_argument("--steps", type=int, default=30, help="of each training that must fail (30)")
+    flags.add_argument("--which", nargs="+", choices=TITLES, default=TITLES)
     options = flags.parse_args()
     good, short = rows("train"), {"parameters": {"steps": options.steps}}
     goals = (
-        ("shuffled answers", wished(shuffled(good), **short), {"max_jobs": 1}, "v1"),
-        ("out of reach", wished(good, metric="perplexity", target=1.001, **short), {"max_jobs": 1}, "v1"),
-        ("as the example", wished(good), {"max_jobs": 4}, ""),
+        (TITLES[0], wished(shuffled(good), **short), {"max_jobs": 1}, "v1"),
+        (TITLES[1], wished(good, metric="perplexity", target=1.001, **short), {"max_jobs": 1}, "v1"),
+        (TITLES[2], wished(good), {"max_jobs": 4}, ""),
     )
     print(machine(0))
     lines, why = ["| goal | ended | before | best | other rows before | after | trainings | s | answers |"], []
@@ -98,7 +100,7 @@ def main() -> None:
             ) as served,
             Client(served.rest, timeout_s=300.0) as client,
         ):
-            for title, objective, limits, stays in goals:
+            for title, objective, limits, stays in (each for each in goals if each[0] in options.which):
                 goal, seconds = pursue(client, title, objective, limits)
                 answer = client.infer(MODEL, QUESTION, temperature=0.0, max_tokens=8)
                 lines.append(told(goal, seconds, f"{answer.model_version}: {answer.output_text.strip()}"))
