@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -26,6 +24,7 @@ from modelops.api.goals import (
     GoalType,
     objective_of,
 )
+from modelops.durable.asked import digest
 from modelops.durable.bell import Bell
 from modelops.durable.watching import watch
 from modelops.goals.doing import REQUESTS, Checked, Doer
@@ -238,22 +237,16 @@ def _row(goal_id: str, asked: _Asked, caller: str, key: str | None) -> GoalRow:
             "warnings": list(checked.warnings),
             "digests": {name: rows.digest for name, rows in checked.files.items()},
             "requests": len(checked.files[REQUESTS].rows) if REQUESTS in checked.files else 0,
-            "asked": _digest(request),
+            "asked": digest(request),
         },
     )
 
 
 def _repeated(row: GoalRow, request: CreateGoalRequest) -> Goal:
     """The goal that was created under the same key. Raises Conflict where something else was asked for."""
-    if row.request.get("asked") != _digest(request):
+    if row.request.get("asked") != digest(request):
         raise Conflict("another goal was created under this idempotency key; give each goal a key of its own")
     return told(row)
-
-
-def _digest(request: CreateGoalRequest) -> str:
-    """What the same request has again; protobuf keeps no order of the fields of free-form rows and parameters."""
-    asked = json.dumps(request.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def _unknown(goal_id: str) -> NotFound:

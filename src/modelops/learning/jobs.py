@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import secrets
 import shutil
 import time
@@ -17,6 +15,7 @@ from datetime import UTC, datetime
 
 from modelops.api.errors import Conflict, DiskFull, ModelOpsError, NotFound, Overloaded
 from modelops.api.learning import CreateJobRequest, EventKind, JobEvent, JobStatus, LearningJob, Priority
+from modelops.durable.asked import digest
 from modelops.durable.bell import Bell
 from modelops.durable.watching import watch
 from modelops.learning import datasets
@@ -125,7 +124,7 @@ class Jobs:
 
     def _repeated(self, row: JobRow, request: CreateJobRequest) -> LearningJob:
         """The job that was created under the same key. Raises Conflict where something else was asked for."""
-        if row.request.get("asked") != _digest(request):
+        if row.request.get("asked") != digest(request):
             raise Conflict("another job was created under this idempotency key; give each job a key of its own")
         return self._told(row)
 
@@ -240,15 +239,9 @@ def _row(job_id: str, request: CreateJobRequest, checked: Checked, caller: str, 
             "publish": checked.publish,
             "dataset_digest": checked.dataset_digest,
             "warnings": list(checked.warnings),
-            "asked": _digest(request),
+            "asked": digest(request),
         },
     )
-
-
-def _digest(request: CreateJobRequest) -> str:
-    """What the same request has again; protobuf keeps no order of the fields of free-form rows and parameters."""
-    asked = json.dumps(request.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def _event(row: EventRow) -> JobEvent:
