@@ -300,7 +300,7 @@ class RerankResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[RankedDocument, _Mapping]]] = ..., tokens: _Optional[int] = ..., latency_ms: _Optional[float] = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class ModelLoadRequest(_message.Message):
-    __slots__ = ("model_name", "model_path", "model_type", "quantization", "gpu_layers", "wait", "context_length", "slots", "cache_type", "keep_alive", "pin", "dry_run")
+    __slots__ = ("model_name", "model_path", "model_type", "quantization", "gpu_layers", "wait", "context_length", "slots", "cache_type", "keep_alive", "pin", "dry_run", "untuned")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -313,6 +313,7 @@ class ModelLoadRequest(_message.Message):
     KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    UNTUNED_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_path: str
     model_type: str
@@ -325,7 +326,8 @@ class ModelLoadRequest(_message.Message):
     keep_alive: str
     pin: bool
     dry_run: bool
-    def __init__(self, model_name: _Optional[str] = ..., model_path: _Optional[str] = ..., model_type: _Optional[str] = ..., quantization: _Optional[bool] = ..., gpu_layers: _Optional[int] = ..., wait: _Optional[bool] = ..., context_length: _Optional[int] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., keep_alive: _Optional[str] = ..., pin: _Optional[bool] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    untuned: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_path: _Optional[str] = ..., model_type: _Optional[str] = ..., quantization: _Optional[bool] = ..., gpu_layers: _Optional[int] = ..., wait: _Optional[bool] = ..., context_length: _Optional[int] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., keep_alive: _Optional[str] = ..., pin: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., untuned: _Optional[bool] = ...) -> None: ...
 
 class DevicePlan(_message.Message):
     __slots__ = ("device", "memory_mb", "layers")
@@ -394,7 +396,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model_name: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress", "tokens_generated", "prompt_tokens", "breaker")
+    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress", "tokens_generated", "prompt_tokens", "breaker", "tuned")
     class DevicesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -425,6 +427,7 @@ class ModelInfo(_message.Message):
     TOKENS_GENERATED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BREAKER_FIELD_NUMBER: _ClassVar[int]
+    TUNED_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     model_type: str
@@ -448,7 +451,8 @@ class ModelInfo(_message.Message):
     tokens_generated: int
     prompt_tokens: int
     breaker: str
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., breaker: _Optional[str] = ...) -> None: ...
+    tuned: _struct_pb2.Struct
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., breaker: _Optional[str] = ..., tuned: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class WatchModelRequest(_message.Message):
     __slots__ = ("model_name",)

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bad_http import Answer, BadServer, bad_server
+from kept_models import keep_tuned
 from modelops.api import types
 from modelops.cli import main
 from modelops.cli.jobwords import lineage
@@ -25,8 +26,8 @@ Run = Callable[[str], Result]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A coordinator with little memory: the models `m`, `n`, `v` (embedding), `r` (reranker) and `wide` and `wider`,
-    whose context costs much; `two.gguf` is a file in a folder that is not its own."""
+    """A coordinator with little memory: the models `m`, `n`, `v` (embedding), `r` (reranker), `tuned`, and `wide` and
+    `wider`, whose context costs much; `two.gguf` is a file in a folder that is not its own."""
     folder = tmp_path_factory.mktemp("models")
     tiny_gguf(folder / "theirs" / "two.gguf", general__name="two")
     kinds: dict[str, dict[str, int]] = {
@@ -38,6 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "wider": {"llama__block_count": 64, "llama__context_length": 32_768},
     }
     links = [(name, tiny_gguf(folder / name, general__name=name, **entries)) for name, entries in kinds.items()]
+    keep_tuned(folder / "data", "tuned", tiny_gguf(folder / "tuned", general__name="tuned"))
     env = {
         "MODELOPS_MEMORY__BUDGET_MB": str(BUDGET),
         "MODELOPS_MODELS__ROOTS": str(folder / "theirs"),
@@ -218,6 +220,19 @@ def test_a_model_is_shown_with_its_versions(run: Run, client: Client) -> None:
     assert shown["model"]["model_name"] == "n"
     assert [version["model_version"] for version in shown["versions"]][:1] == ["v1"]
     assert "the options of 'show' stand behind it" in run("models --all show n").output
+
+
+def test_how_a_model_was_tuned_is_shown_until_it_is_forgotten(run: Run, client: Client) -> None:
+    told = "tuned by a goal: slots 3, cache_type q8_0, batch_size 128, speculation ngram"
+    assert said(run("models show tuned")).splitlines()[1] == told
+    said(run("load tuned"))
+    assert "'tuned' is loaded as it was tuned; unload it" in said(run("load tuned --untuned"), 1)
+    client.unload("tuned")
+    assert ", 4 slots, " in said(run("load tuned --untuned --dry-run"))
+    assert told in said(run("models show tuned"))
+    said(run("load tuned --untuned"))
+    assert (client.model("tuned").slots, client.model("tuned").tuned) == (4, {})
+    assert "tuned by" not in said(run("models show tuned"))
 
 
 def test_what_a_job_has_made_is_told_with_what_it_was_made_from() -> None:

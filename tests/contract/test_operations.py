@@ -67,6 +67,7 @@ ASK: dict[str, dict[str, Any]] = {
         "cache_type": "q8_0",
         "keep_alive": "5m",
         "pin": True,
+        "untuned": True,
     },
     "unload_model": {"model_name": "other"},
     "watch_model": {"model_name": "smollm2"},

@@ -158,7 +158,7 @@ def check(program: Program, served: Served, client: Client, folder: Path) -> Non
         env = environment(served.rest, CURL_HOME=str(folder))
         process = subprocess.Popen(argv(program, code), cwd=folder, env=env, stdout=said, stderr=complained)
         try:
-            wait_until(lambda: process.poll() is not None or cancelled(client), 60, "the end of the program")
+            wait_until(lambda: has_ended(process, client), 60, "the end of the program")
         finally:
             process.kill()
             status = process.wait()
@@ -171,8 +171,9 @@ def check(program: Program, served: Served, client: Client, folder: Path) -> Non
     assert len(new) == program.creates
     for goal in new:
         if goal.objective["type"] == "quality" or goal.objective.get("until") == soon.isoformat(timespec="seconds"):
-            wait_until(lambda goal=goal: client.get_goal(goal.goal_id).completed_at, 30, "the end of the goal")
-            assert client.get_goal(goal.goal_id).status == "completed"
+            *_, last = client.watch_goal(goal.goal_id)
+            assert last.goal
+            assert last.goal.status == "completed", last.goal.error_message
 
 
 def argv(program: Program, code: str) -> list[str]:
@@ -183,7 +184,8 @@ def argv(program: Program, code: str) -> list[str]:
     return ["bash", "-e", "-c", f'modelops() {{ "{sys.executable}" -m modelops.cli "$@"; }}\n{code}']
 
 
-def cancelled(client: Client) -> None:
-    """Jobs that wait, so that whoever watches one has seen its end."""
+def has_ended(process: subprocess.Popen[bytes], client: Client) -> bool:
+    """Whether it has; jobs that wait are cancelled, so that whoever watches one sees its end."""
     for job in client.list_jobs("pending"):
         client.cancel_job(job.job_id)
+    return process.poll() is not None

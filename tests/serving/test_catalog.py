@@ -364,6 +364,7 @@ async def test_how_a_model_was_tuned_wins_over_the_catalogue_file_and_lasts(root
         assert (models.wish("m"), models.tuned("m")) == (as_written, None)
         await models.set_tuned("m", tuned)
         assert models.wish("m") == replace(as_written, slots=4, tuning=tuned.tuning), "of the rest the file tells"
+        assert models.wish("m", untuned=True) == as_written
     async with catalog(root, m=entry) as models:
         assert models.wish("m") == replace(as_written, slots=4, tuning=tuned.tuning)
         assert models.tuned("m") == Wish(slots=4, tuning=tuned.tuning)

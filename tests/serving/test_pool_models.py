@@ -10,6 +10,7 @@ import pytest
 
 from ggufs import make as make_gguf
 from modelops.api.errors import (
+    AlreadyLoaded,
     Conflict,
     DeadlineExceeded,
     EngineFailed,
@@ -295,6 +296,23 @@ async def test_another_model_guesses_ahead(make: Make) -> None:
     wish = Wish(tuning=Tuning(speculation="draft", draft="c"))
     with pytest.raises(NotFound, match="there is no model 'c'"):
         await house.pool.swap(house.catalog.active("a"), wish, drain_first=False, deadline=soon())
+
+
+async def test_how_a_model_was_tuned_is_forgotten_once_it_is_not_loaded(make: Make) -> None:
+    house = await make()
+    await house.pool.untune("a")  # which nobody has tuned
+    await house.catalog.set_tuned("a", Wish(slots=1))
+    await house.ask()
+    with pytest.raises(AlreadyLoaded, match="'a' is loaded as it was tuned; unload it"):
+        await house.pool.untune("a")
+    assert house.catalog.tuned("a") == Wish(slots=1)
+    await house.unload()
+    await house.pool.untune("a")
+    assert house.catalog.tuned("a") is None
+    await house.ask()
+    assert house.pool.view("a").slots > 1, "not as it was last run"
+    with pytest.raises(NotFound):
+        await house.pool.untune("nobody")
 
 
 async def test_a_model_whose_draft_model_is_gone_is_served_without_it(

@@ -288,6 +288,9 @@ class ModelLoadRequest(Request):
     )
     pin: bool | None = Field(None, description="Never evict it for another model; no keep-alive ends it.")
     dry_run: bool = Field(False, description="Answer what would be done, and do nothing.")
+    untuned: bool = Field(
+        False, description="Forget how a goal of serving tuned it: from this load on it is run as configured."
+    )
 
 
 class DevicePlan(Response):
@@ -375,6 +378,9 @@ class ModelInfo(Response):
     )
     prompt_tokens: int = Field(0, description="Tokens of prompts that it has read since then.")
     breaker: BreakerState = Field("closed", description="Open: it has failed, and is not asked for a while.")
+    tuned: dict[str, Any] = Field(
+        {}, description="How a goal of serving tuned it, where no load says otherwise; empty: it was not tuned."
+    )
 
 
 class ModelList(Response):

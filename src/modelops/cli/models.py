@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--cache-type", type=click.Choice(["f16", "q8_0", "q4_0"]), help="What its KV cache is stored as.")
 @click.option("--keep-alive", help='How long it stays after its last answer: "5m", seconds, 0, or -1 for ever.')
 @click.option("--pin", is_flag=True, default=None, help="Never evict it for another model.")
+@click.option("--untuned", is_flag=True, default=None, help="Forget how a goal of serving tuned it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
 def load(client: Client, model: str, path: str, no_wait: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
@@ -97,6 +98,8 @@ def show(client: Client, model: str, as_json: bool) -> None:
     memory = f", {found.memory_usage_mb} MB" if found.memory_usage_mb else ""
     why = f": {found.message}" if found.message else ""
     click.echo(f"{found.model_name}: {found.model_type}, {found.status}{memory}{why}")
+    if found.tuned:
+        click.echo(f"tuned by a goal: {', '.join(f'{name} {value}' for name, value in found.tuned.items())}")
     for version in kept:
         mark = ", active" if version.active else ", previous" if version.previous else ""
         click.echo(f"\n{version.model_version}{mark}: {version.model_path}, {version.size_mb} MB")

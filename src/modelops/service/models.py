@@ -45,7 +45,7 @@ class Models:
                 version = await self._version(request, name)
         except TimeoutError:
             raise DeadlineExceeded(f"the time ran out while the file of '{name}' was fetched") from None
-        wish = _wish(request, self._parts.catalog.wish(name))
+        wish = await self._wish(request, name)
         if request.dry_run:
             return await self._dry_run(version, wish)
         if not request.wait and wish.quantization and not version.base and await self._parts.quantised.would(version):
@@ -86,7 +86,13 @@ class Models:
 
     async def _fetch_and_load(self, request: types.ModelLoadRequest, name: str) -> None:
         version = await self._parts.catalog.register(name, request.model_path, request.model_type)
-        await self._parts.pool.start_load(version, _wish(request, self._parts.catalog.wish(name)))
+        await self._parts.pool.start_load(version, await self._wish(request, name))
+
+    async def _wish(self, request: types.ModelLoadRequest, name: str) -> Wish:
+        """How it is to be run. Where that is `untuned`, how it was tuned is forgotten, unless this is a dry run."""
+        if request.untuned and not request.dry_run:
+            await self._parts.pool.untune(name)
+        return _wish(request, self._parts.catalog.wish(name, untuned=request.untuned))
 
     async def _dry_run(self, version: Version, wish: Wish) -> types.ModelLoadReply:
         name = version.model_name
@@ -240,7 +246,7 @@ class Models:
     def _info(self, name: str) -> types.ModelInfo:
         present = None
         if name in self._parts.catalog.names():
-            present = told.info(self._parts.pool.view(name))
+            present = told.info(self._parts.pool.view(name), self._parts.catalog.tuned(name))
         arrival = self._parts.arrivals.of(name)
         if arrival is None:
             return present or told.info(self._parts.pool.view(name))

@@ -11,6 +11,7 @@ from modelops.serving.builds import Build
 from modelops.serving.catalog import Version
 from modelops.serving.placement import HOST, MB, Plan
 from modelops.serving.views import View
+from modelops.serving.wishes import Wish
 
 
 def loaded(view: View, message: str) -> types.ModelLoadReply:
@@ -19,8 +20,8 @@ def loaded(view: View, message: str) -> types.ModelLoadReply:
     return types.ModelLoadReply(message=message, model_version=view.version.label, memory_usage_mb=held)
 
 
-def info(view: View) -> types.ModelInfo:
-    """A model as it stands."""
+def info(view: View, tuned: Wish | None = None) -> types.ModelInfo:
+    """A model as it stands, and how it was tuned."""
     version = view.version
     return types.ModelInfo(
         model_name=version.model_name,
@@ -45,6 +46,7 @@ def info(view: View) -> types.ModelInfo:
         tokens_generated=view.usage.answer_tokens,
         prompt_tokens=view.usage.prompt_tokens,
         breaker=view.breaker.state,
+        tuned=tuned.said if tuned else {},
     )
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from modelops.api.errors import (
+    AlreadyLoaded,
     Conflict,
     DeadlineExceeded,
     ModelOpsError,
@@ -293,6 +294,17 @@ class Pool(EngineRoom):
         await self._wait(ticket, Unload(ticket, name, force), deadline, f"unloading '{name}'")
         await self._noted()
         return held
+
+    async def untune(self, name: str) -> None:
+        """Forget how `name` was tuned, if it was: from its next load on it is run as configured. Raises AlreadyLoaded
+        where it is loaded, or on its way, as it was tuned; NotFound."""
+        if self._catalog.tuned(name) is None:
+            return
+        engine = self._engine_name(name)
+        if self.resident(name):
+            raise AlreadyLoaded(f"'{engine}' is loaded as it was tuned; unload it, and load it untuned then")
+        self._wishes.pop(engine, None)
+        await self._catalog.set_tuned(name, None)
 
     def in_use(self, name: str) -> set[int]:
         """The numbers of the versions of `name` that engines run, are about to run, or still finish with."""

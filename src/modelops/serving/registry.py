@@ -161,12 +161,12 @@ class Registry:
         """The models that the catalogue file wants loaded at the start."""
         return [name for name, entry in self._entries.items() if entry.preload]
 
-    def wish(self, name: str) -> Wish:
-        """How `name` is to be run where no caller says so: as the catalogue file says, and before that as it was tuned.
-        An adapter as the model that it changes."""
+    def wish(self, name: str, *, untuned: bool = False) -> Wish:
+        """How `name` is to be run where no caller says so: as the catalogue file says, and before that, unless
+        `untuned`, as it was tuned. An adapter as the model that it changes."""
         name = self.active(name).engine_name if self.is_adapter(name) else name
         wish = wish_of(self._entries.get(name, _NO_ENTRY))
-        if (tuned := self._tuned.get(name)) is None:
+        if untuned or (tuned := self._tuned.get(name)) is None:
             return wish
         return replace(
             wish,

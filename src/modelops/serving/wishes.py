@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from modelops.engines.base import CacheType, FlashAttention, Speculation
 
@@ -40,6 +41,12 @@ class Wish:
     def offloaded(self) -> int | None:
         """Units for GPUs, None for "placed automatically": the API says 0 for that, and -1 for none."""
         return {0: None, -1: 0}.get(self.gpu_layers, self.gpu_layers)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What it says of slots, cache type and tuning, by name; what is left to the settings is not in it."""
+        named = {"slots": self.slots, "cache_type": self.cache_type, **asdict(self.tuning)}
+        return {name: value for name, value in named.items() if value}
 
     def to_json(self) -> str:
         """For the state file."""
