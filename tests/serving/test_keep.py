@@ -151,7 +151,7 @@ def test_only_what_may_make_room_is_looked_at_for_it() -> None:
     made = two(keep(m=1, b=1))
 
     def looked_at(*events: Event) -> list[bool]:
-        return [made.scheduler.needs_room(event) for event in events]
+        return [made.scheduler.books.needs_room(event) for event in events]
 
     made.tell(ask(3, "a"), ask(4, "a"), ask(5, "b"))
     assert not any(looked_at(close(3, "a"), up(1, "a"), Look(), unload(9, "a"), keep(a=1))), "nobody waits"

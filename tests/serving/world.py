@@ -187,7 +187,7 @@ class World:
         model, kept = self.made.models.get(about), event.names if isinstance(event, Keep) else self.made.books.kept
         waited = self._waiting(event.model) if isinstance(event, Ask) else {}
         let, failures = (model.breaker.lets(self.now), model.breaker.total) if model else (True, 0)
-        effects = self.made.on(event, self.now, self.room() if self.made.needs_room(event) else NO_ROOM)
+        effects = self.made.on(event, self.now, self.room() if self.made.books.needs_room(event) else NO_ROOM)
         for effect in effects:
             match effect:
                 case Grant(ticket, engine):

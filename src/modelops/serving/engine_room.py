@@ -171,7 +171,7 @@ class EngineRoom:
             self.on_busy(busy)
         if self._idle and not busy:
             self._idle.set()
-        if self._looking is None and self._scheduler.short:
+        if self._looking is None and self._scheduler.books.short:
             self._looking = self._loop.call_later(_LOOK_S, self._look)
         if not isinstance(event, Ask | Close | Grown | Look):
             self._turn.set()
@@ -179,7 +179,7 @@ class EngineRoom:
 
     def _look(self) -> None:
         self._looking = None
-        if self._scheduler.short:
+        if self._scheduler.books.short:
             self._dispatch(Look())
 
     def _perform(self, effect: Effect) -> None:
@@ -340,7 +340,7 @@ class EngineRoom:
 
     def _room_for(self, event: Event) -> Room:
         """The room, looked at only for events that can begin a load."""
-        return self._room() if self._scheduler.needs_room(event) else NO_ROOM
+        return self._room() if self._scheduler.books.needs_room(event) else NO_ROOM
 
     def _room(self) -> Room:
         devices = self._machine.devices()

@@ -8,7 +8,21 @@ from typing import Literal
 
 from modelops.api.errors import ModelOpsError
 from modelops.serving.breaker import Breaker
-from modelops.serving.events import Ask, Candidate, Residency, Room, StopReason
+from modelops.serving.events import (
+    BEGINNERS,
+    Ask,
+    Candidate,
+    Close,
+    Event,
+    Keep,
+    Loaded,
+    LoadFailed,
+    Look,
+    Residency,
+    Room,
+    StopReason,
+    Unload,
+)
 from modelops.serving.fair import FairQueue
 from modelops.serving.pace import Pace
 from modelops.serving.placement import HOST, Bill, CpuLayers, Holder, Layout, Ledger, Plan, eviction_cost, freed, place
@@ -185,6 +199,34 @@ class Books:
             if number not in gone and not (model := self.models[engine.model]).residency.pinned
             if model.kept is None or model.kept < kept
         ]
+
+    @property
+    def short(self) -> bool:
+        """Whether a model that is kept waits for room."""
+        return any(model.short for model in self.models.values())
+
+    def needs_room(self, event: Event) -> bool:
+        """Whether the event, which is still to come, may begin a load: of its own model, or, where memory is given back
+        or what holds it becomes idle, of a kept one that waits for room."""
+        if isinstance(event, BEGINNERS):
+            return not isinstance(event, Ask) or self.models[event.model].phase != "loaded"
+        if not self.short:
+            return False
+        if isinstance(event, Close):
+            return self._last_of_all(event)
+        return isinstance(event, Look | Keep | Loaded | LoadFailed | Unload)
+
+    def _last_of_all(self, close: Close) -> bool:
+        """Whether an engine that may go, or is about to, is left without a request."""
+        model = self.models[close.model]
+        going = [*model.retiring.values(), *([model.engine] if model.engine and model.phase == "unloading" else [])]
+        if any(engine.active == {close.ticket} for engine in going):
+            return True
+        first = max(other.kept for other in self.models.values() if other.short and other.kept is not None)
+        stays = model.residency.pinned or (model.kept is not None and model.kept >= first)
+        # Where it has failed, those that wait may be refused.
+        waiting = 0 if close.outcome.kind == "failed" else model.queued
+        return not stays and model.active + waiting <= 1
 
     def free(self, room: Room) -> dict[str, int]:
         """What may be reserved on each device now."""
