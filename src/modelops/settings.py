@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from modelops.api.types import KeepAlive, ModelType
+from modelops.api.messages import KeepAlive
+from modelops.api.types import ModelType
 
 PREFIX = "MODELOPS_"
 #: Variables of the same prefix that are not settings: where the configuration file is, and what clients read.

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from modelops.api.chat import ChatRequest
 from modelops.api.errors import InvalidRequest
+from modelops.api.messages import Request, from_json
 from modelops.api.operations import OPERATIONS
 from modelops.api.types import (
     ActivateVersionRequest,
@@ -19,9 +20,7 @@ from modelops.api.types import (
     ModelLoadRequest,
     ModelUnloadRequest,
     RegisterVersionRequest,
-    Request,
     RerankRequest,
-    from_json,
 )
 
 ASKED: Mapping[str, Any] = {"model_name": "m", "input_text": "Hello"}

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from cli.command import environment, modelops, started
 from modelops.api import types
+from modelops.api.messages import Response
 from modelops.cli import main
 from modelops.client import Client
 from support import FAKE_ENGINE, Served, put, serving, tiny_gguf, wait_until
@@ -90,7 +91,7 @@ def test_infer_passes_its_options_on(slow: Served) -> None:
         (("health",), types.HealthResponse),
     ],
 )
-def test_json_is_the_answer_of_the_api(slow: Served, arguments: tuple[str, ...], shape: type[types.Response]) -> None:
+def test_json_is_the_answer_of_the_api(slow: Served, arguments: tuple[str, ...], shape: type[Response]) -> None:
     done = modelops(*arguments, "--json", url=slow.rest)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(json.loads(done.stdout)) == set(shape.model_fields)

@@ -13,8 +13,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 
 from modelops.api.errors import InvalidRequest
 from modelops.api.forms import check
-from modelops.api.types import (
-    FinishReason,
+from modelops.api.messages import (
     KeepAlive,
     MinP,
     Name,
@@ -28,6 +27,7 @@ from modelops.api.types import (
     TopK,
     from_json,
 )
+from modelops.api.types import FinishReason
 
 Role = Literal["system", "user", "assistant", "tool"]
 #: What `tool_choice` may be beside the name of a function.

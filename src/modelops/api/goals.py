@@ -9,7 +9,7 @@ from pydantic import Field
 
 from modelops.api.errors import InvalidRequest
 from modelops.api.learning import Metric, Priority, parameters_of
-from modelops.api.types import Moment, Name, Request, Response, Text
+from modelops.api.messages import Moment, Name, Request, Response, Text
 
 GoalType = Literal["quality", "serving", "availability"]
 GoalStatus = Literal["pending", "active", "completed", "failed", "cancelled"]

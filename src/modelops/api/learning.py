@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from modelops.api.errors import InvalidRequest
-from modelops.api.types import Name, Request, Response, Text
+from modelops.api.messages import Name, Request, Response, Text
 
 JobType = Literal["lora", "dpo", "evaluate"]
 JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from modelops.api import chat, goals, learning, types
+from modelops.api.messages import Request, Response
 
 Scope = Literal["infer", "models", "learning", "goals", "metrics", "admin"]
 
@@ -53,7 +54,7 @@ class Stream:
     """
 
     method: str
-    chunk: type[types.Response]
+    chunk: type[Response]
     always: bool = False
     after: str = ""
 
@@ -70,8 +71,8 @@ class Operation:
 
     name: str
     summary: str
-    request: type[types.Request]
-    response: type[types.Response]
+    request: type[Request]
+    response: type[Response]
     scope: Scope | None
     route: Route
     rpcs: Mapping[str, Mapping[str, Any]]
@@ -124,12 +125,22 @@ _ASKING = (
     "insufficient_memory",
     "not_implemented",
 )
-_ACTIVATING = (
+_LOADING = (
     "invalid_request",
     "not_found",
     "conflict",
     "too_large",
     "engine_failed",
+    "overloaded",
+    "deadline_exceeded",
+    "insufficient_memory",
+    "not_implemented",
+)
+_CREATING = (
+    "invalid_request",
+    "not_found",
+    "conflict",
+    "too_large",
     "overloaded",
     "deadline_exceeded",
     "insufficient_memory",
@@ -209,17 +220,7 @@ OPERATIONS: tuple[Operation, ...] = (
         route=Route("POST", "/models", status=201, query=("wait", "dry_run")),
         rpcs={"LoadModel": {}},
         action="load_model",
-        errors=(
-            "invalid_request",
-            "not_found",
-            "conflict",
-            "too_large",
-            "engine_failed",
-            "overloaded",
-            "deadline_exceeded",
-            "insufficient_memory",
-            "not_implemented",
-        ),
+        errors=_LOADING,
     ),
     Operation(
         name="get_model",
@@ -307,7 +308,7 @@ OPERATIONS: tuple[Operation, ...] = (
         route=Route("POST", "/models/{model_name}/activate"),
         rpcs={"ActivateVersion": {}},
         action="activate_version",
-        errors=_ACTIVATING,
+        errors=_LOADING,
     ),
     Operation(
         name="roll_back",
@@ -318,7 +319,7 @@ OPERATIONS: tuple[Operation, ...] = (
         route=Route("POST", "/models/{model_name}/rollback"),
         rpcs={"RollBack": {}},
         action="roll_back",
-        errors=_ACTIVATING,
+        errors=_LOADING,
     ),
     Operation(
         name="remove_version",
@@ -351,16 +352,7 @@ OPERATIONS: tuple[Operation, ...] = (
         route=Route("POST", "/learning/jobs", status=201, query=("dry_run",)),
         rpcs={"CreateLearningJob": {}},
         action="create_job",
-        errors=(
-            "invalid_request",
-            "not_found",
-            "conflict",
-            "too_large",
-            "overloaded",
-            "deadline_exceeded",
-            "insufficient_memory",
-            "not_implemented",
-        ),
+        errors=_CREATING,
         tags=("learning",),
         creates=True,
         too_large="put the rows into a file under one of the dataset roots, and name it with dataset_path",
@@ -424,16 +416,7 @@ OPERATIONS: tuple[Operation, ...] = (
         route=Route("POST", "/goals", status=201, query=("dry_run",)),
         rpcs={"CreateGoal": {}},
         action="create_goal",
-        errors=(
-            "invalid_request",
-            "not_found",
-            "conflict",
-            "too_large",
-            "overloaded",
-            "deadline_exceeded",
-            "insufficient_memory",
-            "not_implemented",
-        ),
+        errors=_CREATING,
         tags=("goals",),
         creates=True,
         too_large="put the rows into files under one of the dataset roots, and name those in the objective",

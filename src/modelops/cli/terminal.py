@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from modelops.api.types import ModelEvent, Response
+    from modelops.api.messages import Response
+    from modelops.api.types import ModelEvent
 
 _NO_LIMIT = 10_000  # columns
 

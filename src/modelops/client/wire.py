@@ -13,14 +13,14 @@ from urllib.parse import quote
 
 import httpx
 
-from modelops.api import types
 from modelops.api.errors import BY_CODE, InvalidRequest, ModelOpsError
+from modelops.api.messages import Response
 from modelops.api.operations import OPERATIONS, Operation
 
 DEFAULT_URL = "http://127.0.0.1:8008"
 
 _BY_NAME = {operation.name: operation for operation in OPERATIONS}
-Answer = TypeVar("Answer", bound=types.Response)
+Answer = TypeVar("Answer", bound=Response)
 
 
 class Unreachable(ModelOpsError):

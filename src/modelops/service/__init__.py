@@ -15,8 +15,8 @@ from typing import Any
 
 from modelops.access import Credentials, check
 from modelops.api.errors import DeadlineExceeded, InvalidRequest
+from modelops.api.messages import Request, Response
 from modelops.api.operations import Door, Operation
-from modelops.api.types import Request, Response
 from modelops.service.accounts import Accounts
 from modelops.service.call import Call, Parts, internal
 from modelops.service.goals import Goals

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from modelops.api.chat import CHOICES, Alternative, ChatChunk, ChatRequest, ChatTurn, TokenLogprob, ToolCallPart
-from modelops.api.types import SEEDS, InferenceRequest, Request
+from modelops.api.messages import SEEDS, Request
+from modelops.api.types import InferenceRequest
 from modelops.engines.base import CallPart, Likely, Piece, Prompt
 
 #: Options that the engine calls as we do; None: as the engine has it.

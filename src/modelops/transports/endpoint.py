@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from modelops.api import types
 from modelops.api.errors import InvalidRequest, ModelOpsError, PermissionDenied, too_large
+from modelops.api.messages import from_json
 from modelops.api.operations import Door, Operation
 from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
@@ -77,7 +77,7 @@ class Endpoint(abc.ABC):
 
     async def body(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """The JSON object that was sent."""
-        fields = types.from_json(await self._read(scope, receive))
+        fields = from_json(await self._read(scope, receive))
         if not isinstance(fields, dict):
             raise InvalidRequest("the body must be a JSON object")
         return fields

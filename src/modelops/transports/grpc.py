@@ -27,8 +27,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 import model_ops_pb2 as pb
 from modelops.api.errors import AlreadyLoaded, InvalidRequest, ModelOpsError, too_large
+from modelops.api.messages import Response
 from modelops.api.operations import OPERATIONS, Operation
-from modelops.api.types import Response
 from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.transports.listening import Certificate, Listening
 

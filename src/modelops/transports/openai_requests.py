@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from modelops.api.chat import CHOICES, LOOSE, ChatRequest
 from modelops.api.errors import InvalidRequest
 from modelops.api.forms import Unkept, check
-from modelops.api.types import EmbedRequest, GetModelRequest, InferenceRequest, Request, RerankRequest
+from modelops.api.messages import Request
+from modelops.api.types import EmbedRequest, GetModelRequest, InferenceRequest, RerankRequest
 from modelops.transports.openai_fields import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, given, refuse
 
 _Ours = TypeVar("_Ours", bound=Request)

@@ -8,8 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from modelops.api.messages import Request
 from modelops.api.operations import METRICS, OPERATIONS, Operation, Page
-from modelops.api.types import Request
 
 #: The table from codes to HTTP statuses, each with what it says in the document.
 STATUS: dict[str, tuple[int, str]] = {

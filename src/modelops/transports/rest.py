@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from modelops.api import types
+from modelops.api import messages
 from modelops.api.errors import (
     InvalidRequest,
     ModelOpsError,
@@ -238,15 +238,15 @@ class _Endpoint(Endpoint):
         return _refusal(scope, error)
 
 
-def _whole(answer: types.Response, array: str) -> str:
+def _whole(answer: messages.Response, array: str) -> str:
     """The answer as JSON; of one that is an array, what is in it."""
     if not array:
         return answer.model_dump_json()
-    items: list[types.Response] = getattr(answer, array)
+    items: list[messages.Response] = getattr(answer, array)
     return f"[{','.join(item.model_dump_json() for item in items)}]"
 
 
-def _status(operation: Operation, request: types.Request) -> int:
+def _status(operation: Operation, request: messages.Request) -> int:
     if getattr(request, "dry_run", False):
         return 200
     return 202 if getattr(request, "wait", True) is False else operation.route.status
@@ -286,7 +286,7 @@ def _query(raw: bytes) -> list[tuple[str, str]]:
     return parse_qsl(raw.decode("latin-1"), keep_blank_values=True)
 
 
-def _typed(request: type[types.Request], name: str, value: str) -> bool | int | str:
+def _typed(request: type[messages.Request], name: str, value: str) -> bool | int | str:
     """What stands in the query, as the request's field of that name takes it."""
     kind = request.model_fields[name].annotation
     if kind is int:

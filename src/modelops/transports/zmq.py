@@ -20,8 +20,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from modelops.api import types
 from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded, shutting_down, too_large
+from modelops.api.messages import from_json
 from modelops.service import Call, Coordinator, Credentials, internal
 from modelops.tasks import Tasks
 from modelops.transports import messages
@@ -236,7 +236,7 @@ class ZmqServer:
         with self._coordinator.following(peer.call):
             call = peer.call
             try:
-                message = messages.envelope(types.from_json(body))
+                message = messages.envelope(from_json(body))
                 shown = Credentials(message.get("api_key", ""))
                 peer.request_id = message.get("request_id", "")
                 call = replace(
