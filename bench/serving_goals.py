@@ -1,11 +1,11 @@
-"""What a goal of serving makes of the default model, beside the package's own server with default parameters.
+"""What a goal of serving makes of the default model, beside llama-server with its default parameters.
 
 For a workload of long prompts and one of long answers a goal is pursued by a coordinator in a process of its own, whose
 settings are the default ones. Then, in one run and by the same program, the same workload is put to an engine that is
-run as was applied, to one as the coordinator runs it by default, and to the package's server with default parameters:
-as they are, and with as many slots as there are requests at once. They take turns, each time in another order, with
-the same prompts; each figure is compared with that of the default server in the same round, and the ratio is the median
-over the rounds.
+run as was applied, to one as the coordinator runs it by default, and to the same llama-server (the package's, or
+`--executable`) with its default parameters: as they are, and with as many slots as there are requests at once. They
+take turns, each time in another order, with the same prompts; each figure is compared with that of the default server
+in the same round, and the ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -53,7 +54,8 @@ BEFORE, APPLIED = "coordinator, before", "coordinator, applied"
 ARMS = (DEFAULT, SLOTS, BEFORE, APPLIED)
 #: Stands where a llama-server would: takes its model and its socket from the flags, and nothing else.
 PROGRAM = (
-    "#!{python}\nimport sys\nsys.path.insert(0, {root!r})\nfrom bench.serving_goals import serve\nserve({slots})\n"
+    "#!{python}\nimport sys\nsys.path.insert(0, {root!r})\nfrom bench.serving_goals import serve\n"
+    "serve({slots}, {executable!r})\n"
 )
 
 
@@ -66,13 +68,24 @@ class Found:
     file: Path
 
 
-def serve(slots: int) -> None:
-    """The package's own server, until SIGTERM; 0 slots: as many as it has by default."""
+def serve(slots: int, executable: str) -> None:
+    """A server with its default parameters, until SIGTERM: `executable`, else the package's; 0 slots: as many as it has
+    by default."""
     flags = argparse.ArgumentParser()
     flags.add_argument("--model", required=True)
     flags.add_argument("--host", required=True)
     asked, _ = flags.parse_known_args()
     os.environ.pop("GOMP_SPINCOUNT", None)  # an engine of ours waits otherwise than by default
+    if executable:
+        given = [
+            executable,
+            "--model",
+            asked.model,
+            "--host",
+            asked.host,
+            *(["--parallel", str(slots)] if slots else []),
+        ]
+        os.execv(executable, given)  # the program that was named on the command line
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     import xllamacpp
 
@@ -88,7 +101,11 @@ def serve(slots: int) -> None:
 
 def pursue(folder: Path, workload: Mapping[str, Any], options: argparse.Namespace) -> Found:
     """Let a coordinator pursue the goal; it stops when this returns."""
-    env = {"MODELOPS_ENGINE__THREADS": "0", "MODELOPS_GOALS__SAMPLE_S": str(options.sample_s)}
+    env = {
+        "MODELOPS_ENGINE__THREADS": "0",
+        "MODELOPS_ENGINE__EXECUTABLE": options.executable,
+        "MODELOPS_GOALS__SAMPLE_S": str(options.sample_s),
+    }
     wanted = {"type": "serving", "model_name": MODEL, "workload": workload, "watch_seconds": options.watch_seconds}
     if options.text:
         wanted["text_dataset"] = [{"text": options.text}]
@@ -105,7 +122,11 @@ def pursue(folder: Path, workload: Mapping[str, Any], options: argparse.Namespac
 
 async def compare(folder: Path, found: Found, workload: Workload, options: argparse.Namespace) -> list[list[Measured]]:
     """Rounds, each with a figure of each arm, in the order of ARMS."""
-    own = OwnEngines(Settings.model_validate({"data_dir": folder}), ThisMachine(), folder)
+    own = OwnEngines(
+        Settings.model_validate({"data_dir": folder, "engine": {"executable": options.executable}}),
+        ThisMachine(),
+        folder,
+    )
     present = Way.from_json(found.goal.result["present"]["way"])
     best = present
     if found.goal.result["applied"]:
@@ -114,8 +135,8 @@ async def compare(folder: Path, found: Found, workload: Workload, options: argpa
     before = await own.plan(MODEL, original, wish=run_as(present, Wish(), ""))
     applied = await own.plan(MODEL, found.file, wish=run_as(best, Wish(), ""))
     planned = {
-        DEFAULT: _plain(before, folder, 0),
-        SLOTS: _plain(before, folder, workload.concurrency),
+        DEFAULT: _plain(before, folder, 0, options.executable),
+        SLOTS: _plain(before, folder, workload.concurrency, options.executable),
         BEFORE: before,
         APPLIED: applied,
     }
@@ -138,9 +159,9 @@ async def compare(folder: Path, found: Found, workload: Workload, options: argpa
     return rounds
 
 
-def _plain(planned: Planned, folder: Path, slots: int) -> Planned:
+def _plain(planned: Planned, folder: Path, slots: int, executable: str) -> Planned:
     program = folder / f"server-{slots}"
-    program.write_text(PROGRAM.format(python=sys.executable, root=str(ROOT), slots=slots))
+    program.write_text(PROGRAM.format(python=sys.executable, root=str(ROOT), slots=slots, executable=executable))
     program.chmod(0o755)
     return replace(planned, spec=replace(planned.spec, executable=str(program)))
 
@@ -179,6 +200,13 @@ def tried(goal: Goal) -> str:
     return "\n".join([*lines, "", f"Perplexity: {', '.join(lost) or 'nothing was rewritten'}."])
 
 
+def _program(name: str) -> str:
+    """The whole path of an executable program."""
+    if found := shutil.which(name):
+        return str(Path(found).resolve())
+    raise argparse.ArgumentTypeError(f"'{name}' is no executable program")
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -188,6 +216,9 @@ def main() -> None:
     parser.add_argument("--sample-s", type=float, default=4.0, help="shortest measurement of the goal (4)")
     parser.add_argument("--watch-seconds", type=float, default=5.0, help="that the applied way is watched (5)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the workloads' lengths, for a trial (1)")
+    parser.add_argument(
+        "--executable", default="", type=_program, help="a llama-server that runs all of it; else the package's"
+    )
     parser.add_argument("--text", default="", help="what formats are judged by; else the text that is built in")
     parser.add_argument("--file", type=Path, help=f"the GGUF of {MODEL}; else the user's own, or fetched")
     options = parser.parse_args()
