@@ -87,6 +87,13 @@ def test_what_is_tried_depends_on_what_is_asked(
     assert not found & set(unwanted)
 
 
+@pytest.mark.parametrize(("answer", "formats"), [(16, ("BF16",)), (80, ())])
+def test_longer_formats_are_worth_a_look_where_prompts_are_what_takes_long(
+    answer: int, formats: tuple[str, ...]
+) -> None:
+    assert space.longer_formats(Workload(prompt_tokens=800, answer_tokens=answer)) == formats
+
+
 def test_formats_are_tried_once_and_not_the_present_one() -> None:
     assert [way.weights for way in space.formats(CENTRE, ["Q8_0", "Q4_0", "Q8_0"])] == ["Q8_0", "Q4_0"]
     assert space.formats(replace(CENTRE, weights="Q8_0"), ["Q8_0"]) == ()

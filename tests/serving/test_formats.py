@@ -18,12 +18,12 @@ from modelops.serving import quantising
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.formats import Formats
 from modelops.serving.loans import Loan
-from modelops.serving.quant_plan import QuantType
+from modelops.serving.quant_plan import WeightType
 from serving.copies import left
 from serving.house import Make, catalog
 
 #: How far another rounding may move a weight, as a share of the largest one in its block.
-FARTHEST = {"Q8_0": 1 / 220, "Q4_0": 1 / 7}
+FARTHEST = {"Q8_0": 1 / 220, "Q4_0": 1 / 7, "F16": 1 / 2**11, "BF16": 1 / 2**8}
 
 
 class Lender:
@@ -57,8 +57,8 @@ def weights(file: Path) -> dict[str, tuple[str, np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-async def test_weights_are_written_again_and_stay_close(root: Path, tmp_path: Path, kind: QuantType) -> None:
+@pytest.mark.parametrize("kind", [*FARTHEST])
+async def test_weights_are_written_again_and_stay_close(root: Path, tmp_path: Path, kind: WeightType) -> None:
     seen: list[tuple[int, int]] = []
     async with opened(root) as (models, version):
         formats, lender = Formats(models, tmp_path / "formats"), Lender()

@@ -10,7 +10,7 @@ import pytest
 from modelops.api.errors import InvalidRequest
 from modelops.serving import quant_plan
 from modelops.serving.gguf_reader import Entry, Table, Tensor
-from modelops.serving.quant_plan import Part, QuantType
+from modelops.serving.quant_plan import Part, WeightType
 
 
 def part(*tensors: tuple[str, tuple[int, ...], int], **values: Any) -> Part:
@@ -57,6 +57,11 @@ def test_a_tensor_is_quantised_where_llama_cpp_does_so(
 def test_an_embedding_that_is_the_output_too_gets_more() -> None:
     plan = quant_plan.plan([part(("token_embd.weight", (64, 64), F16))], "Q4_0")
     assert [step.kind for step in plan.steps] == [Q8_0]
+
+
+def test_keys_and_values_of_experts_become_floats_as_the_rest_does() -> None:
+    expert = part(("blk.0.attn_k.weight", (64, 64), Q4_0), general__architecture="x", x__expert_count=8)
+    assert quant_plan.plan([expert], "BF16", again=True).steps[0].kind == BF16
 
 
 @pytest.mark.parametrize(("experts", "chosen"), [(8, Q8_0), (4, Q4_0)])
@@ -111,9 +116,14 @@ def test_another_type_is_refused_by_name(text: str, reason: str) -> None:
         pytest.param("output.weight", Q6_K, "Q8_0", Q6_K, id="but not more than it has"),
         pytest.param("output.weight", Q8_0, "Q4_0", Q8_0, id="the output keeps what it has"),
         pytest.param("blk.0.attn_q.weight", 9, "Q8_0", 9, id="of a type that nobody reads"),
+        pytest.param("blk.0.attn_q.weight", Q4_0, "BF16", BF16, id="floats again"),
+        pytest.param("blk.0.attn_q.weight", F32, "F16", F16, id="shorter floats"),
+        pytest.param("output_norm.weight", F32, "BF16", F32, id="no matrix for floats either"),
+        pytest.param("output.weight", F32, "BF16", BF16, id="the output as the others"),
+        pytest.param("output.weight", Q8_0, "BF16", Q8_0, id="the output as it is"),
     ],
 )
-def test_what_is_quantised_already_can_be_written_again(name: str, kind: int, wanted: QuantType, chosen: int) -> None:
+def test_what_is_quantised_already_can_be_written_again(name: str, kind: int, wanted: WeightType, chosen: int) -> None:
     others = [(other, (256, 64), Q4_0) for other in ("output.weight", "x.weight") if other != name]
     plan = quant_plan.plan([part((name, (256, 64), kind), *others)], wanted, again=True)
     assert plan.steps[0].kind == chosen

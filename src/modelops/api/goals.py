@@ -15,7 +15,7 @@ GoalType = Literal["quality", "serving", "availability"]
 GoalStatus = Literal["pending", "active", "completed", "failed", "cancelled"]
 GoalEventKind = Literal["state", "step", "progress", "log", "warning"]
 #: What the weights of a model may be written as.
-Weights = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+Weights = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "F16", "BF16"]
 
 
 class QualityObjective(Request):
@@ -77,7 +77,9 @@ class ServingObjective(Request):
     )
     max_memory_mb: int | None = Field(None, ge=1, description="What the model may take.")
     formats: list[Weights] = Field(
-        ["Q8_0", "Q4_0"], max_length=5, description="Weight formats that may be tried beside the file's own."
+        ["Q8_0", "Q4_0"],
+        max_length=7,
+        description="Weight formats that may be tried beside the file's own; unless said also BF16, for long prompts.",
     )
     max_perplexity_increase: float = Field(
         0.01, ge=0, le=10, allow_inf_nan=False, description="What another format may lose: 0.01 is one percent."

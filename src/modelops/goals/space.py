@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from modelops.api.goals import Workload
+from modelops.api.goals import Weights, Workload
 from modelops.engines.base import CacheType, FlashAttention, Speculation
 
 #: Most ways of one stage, the present one not counted; more are left out, the last first.
@@ -107,6 +107,12 @@ class Measured:
 def formats(present: Way, kinds: Iterable[str]) -> tuple[Way, ...]:
     """The present way with other weights."""
     return tuple(replace(present, weights=kind) for kind in dict.fromkeys(kinds) if kind != present.weights)
+
+
+def longer_formats(workload: Workload) -> tuple[Weights, ...]:
+    """Formats of more bits than most files have that are worth a look unless somebody says which are: each token of an
+    answer reads all weights once more, but of a prompt many share the reading, and only the arithmetic counts."""
+    return () if answers_matter(workload) else ("BF16",)
 
 
 def settings(

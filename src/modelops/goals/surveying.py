@@ -13,7 +13,7 @@ from modelops.api.goals import GoalPlan, ServingObjective, Workload
 from modelops.goals import asked
 from modelops.goals.doing import REQUESTS, TEXT, Checked, Tools
 from modelops.goals.narrowing import PAIRS, most_measurements
-from modelops.goals.space import MB, Way
+from modelops.goals.space import MB, Way, longer_formats
 from modelops.goals.targets import ServingFacts, hurried, workload_of
 from modelops.goals.text import TEXTS
 from modelops.learning import datasets
@@ -63,6 +63,8 @@ class Surveyor:
         self._refuse_gpu(model)
         length = model.tuned.spec.context_length
         workload = _workload(objective, length)
+        if "formats" not in objective.model_fields_set:
+            objective = objective.model_copy(update={"formats": [*objective.formats, *longer_formats(workload)]})
         warnings = []
         if objective.formats and any(each.startswith(f"{name}:") for each in catalog.names()):
             objective = objective.model_copy(update={"formats": []})
@@ -231,6 +233,8 @@ def changed(wish: Wish, changes: Mapping[str, Any], draft: str) -> Wish:
     """`wish` with what a way has otherwise; what it has not is left to whatever it is left to."""
     own = {name: changes[name] for name in ("slots", "cache_type") if name in changes}
     beside = {name: changes[name] for name in Tuning.__dataclass_fields__ if name in changes}
+    if "weights" in changes:
+        own["quantization"] = False  # they are written so already, if they are
     if "speculation" in changes:
         beside["draft"] = draft if changes["speculation"] == "draft" else ""
     return replace(wish, **own, tuning=replace(wish.tuning, **beside))

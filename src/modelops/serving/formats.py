@@ -1,7 +1,8 @@
 """A model's weights in another format, to try whether it is served better so. Owns the folder of what was written.
 
 As a quantised copy, but of files that are quantised already too: what was lost stays lost, and the other blocks may be
-read faster, or take less. Each file is made once for a digest and a type; disk and memory are asked first.
+read faster, or take less; and some machines compute with floats faster than with any blocks. Each file is made once for
+a digest and a type; disk and memory are asked first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from modelops.serving import quantising
 from modelops.serving.catalog import Catalog, Version
-from modelops.serving.quant_plan import QuantType
+from modelops.serving.quant_plan import WeightType
 from modelops.serving.quantised import Borrow, prune_copies
 from modelops.serving.quantising import Progress
 
@@ -30,7 +31,7 @@ class Formats:
         self._holders: defaultdict[str, set[Version]] = defaultdict(set)
 
     async def file(
-        self, version: Version, kind: QuantType, borrow: Borrow, progress: Progress = lambda _done, _total: None
+        self, version: Version, kind: WeightType, borrow: Borrow, progress: Progress = lambda _done, _total: None
     ) -> Path:
         """The weights of `version` as `kind`: its own file where nothing of it would change, else the one that is kept
         of it, written if need be, in memory that `borrow` holds.
@@ -48,7 +49,7 @@ class Formats:
                     await quantising.quantise(plan, target, progress)
         return target
 
-    async def size(self, version: Version, kind: QuantType) -> int:
+    async def size(self, version: Version, kind: WeightType) -> int:
         """Bytes of the file that `file` gives; nothing is written."""
         plan = await quantising.plan(version.file, kind, again=True)
         return version.size if plan.needless else plan.target_bytes
@@ -77,5 +78,5 @@ class Formats:
         freed."""
         return prune_copies(self._folder, digests, "rewritten weights")
 
-    def _target(self, version: Version, kind: QuantType) -> Path:
+    def _target(self, version: Version, kind: WeightType) -> Path:
         return self._folder / f"{version.digest.removeprefix('sha256:')}-{kind}.gguf"

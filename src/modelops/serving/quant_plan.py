@@ -12,20 +12,24 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from modelops.api.errors import InvalidRequest
 from modelops.serving.gguf_reader import BLOCKS, VERSIONS, Table, Tensor, entry, start
 
 QuantType = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+#: What weights can be written as; of the floats each is as long as before, or longer, and may be read faster.
+WeightType = QuantType | Literal["F16", "BF16"]
 
 #: Type → (ggml's number of it, llama.cpp's number of a file that mostly holds it).
-_TYPES: dict[QuantType, tuple[int, int]] = {
+_TYPES: dict[WeightType, tuple[int, int]] = {
     "Q8_0": (8, 7),
     "Q5_1": (7, 9),
     "Q5_0": (6, 8),
     "Q4_1": (3, 3),
     "Q4_0": (2, 2),
+    "F16": (1, 1),
+    "BF16": (30, 32),
 }
 F32, F16, BF16 = 0, 1, 30
 _FLOATS = (F32, F16, BF16)
@@ -85,7 +89,7 @@ class Plan:
     written `again`.
     """
 
-    kind: QuantType
+    kind: WeightType
     parts: tuple[Part, ...]
     header: tuple[bytes | range, ...]
     steps: tuple[Step, ...]
@@ -122,10 +126,11 @@ class Plan:
 
 
 def parse(text: str) -> QuantType:
-    """The type named `text`, in either case. Raises InvalidRequest for one that cannot be written, and says why."""
-    for kind in _TYPES:
+    """The type of quantised weights named `text`, in either case. Raises InvalidRequest for one that cannot be written,
+    and says why."""
+    for kind in get_args(QuantType):
         if kind == text.upper():
-            return kind
+            return cast("QuantType", kind)
     known = ", ".join(get_args(QuantType))
     if re.fullmatch(r"I?Q\d_(K(_[SML])?|\w+)|TQ\d_0|MXFP4|NVFP4", text.upper()):
         raise InvalidRequest(
@@ -135,7 +140,7 @@ def parse(text: str) -> QuantType:
     raise InvalidRequest(f"'{text[:40]}' is no type of quantised weights; the types are {known}")
 
 
-def plan(parts: Sequence[Part], kind: QuantType, *, again: bool = False) -> Plan:
+def plan(parts: Sequence[Part], kind: WeightType, *, again: bool = False) -> Plan:
     """How the model in `parts` becomes one file of weights of the type `kind`; with `again` also those that are
     quantised already. Raises InvalidRequest."""
     first = parts[0]
@@ -165,7 +170,7 @@ def plan(parts: Sequence[Part], kind: QuantType, *, again: bool = False) -> Plan
     )
 
 
-def _chosen(tensor: Tensor, kind: QuantType, *, tied: bool, eight_experts: bool, again: bool) -> int:
+def _chosen(tensor: Tensor, kind: WeightType, *, tied: bool, eight_experts: bool, again: bool) -> int:
     """The ggml type of `tensor` in the copy."""
     name = tensor.name
     matrix = any(length > 1 for length in tensor.shape[1:])
@@ -177,8 +182,9 @@ def _chosen(tensor: Tensor, kind: QuantType, *, tied: bool, eight_experts: bool,
         return F16 if tensor.kind == F32 else tensor.kind
     # The output decides most of a word: llama-quantize gives it more bits, Q6_K, and where that does not fit Q8_0.
     output = name == "output.weight" or (tied and name in _EMBEDDINGS)
-    if output or (eight_experts and _KEYS_AND_VALUES.search(name)):
-        wanted = _TYPES["Q8_0"][0]
+    shorter = wanted not in _FLOATS
+    if output or (shorter and eight_experts and _KEYS_AND_VALUES.search(name)):
+        wanted = _TYPES["Q8_0"][0] if shorter else wanted
         if tensor.kind not in _FLOATS and _bits(tensor.kind) <= _bits(wanted):
             return tensor.kind  # more bits would bring back nothing that is lost
     return wanted

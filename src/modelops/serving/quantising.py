@@ -21,7 +21,7 @@ from pathlib import Path
 from modelops.api.errors import DeadlineExceeded, DiskFull, InvalidRequest, ModelOpsError
 from modelops.engines.process import Process
 from modelops.serving import quantizer
-from modelops.serving.quant_plan import Plan, QuantType
+from modelops.serving.quant_plan import Plan, WeightType
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class QuantisingFailed(ModelOpsError):
     code = "engine_failed"
 
 
-async def plan(source: Path, kind: QuantType, *, again: bool = False) -> Plan:
+async def plan(source: Path, kind: WeightType, *, again: bool = False) -> Plan:
     """What the copy of `source` will be and will need: see `target_bytes`, `memory_bytes`, and `needless`. With `again`
     weights that are quantised already are written once more.
 

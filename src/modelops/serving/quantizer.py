@@ -17,12 +17,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from modelops.api.errors import InvalidRequest
 from modelops.serving import gguf, quant_plan
 from modelops.serving.gguf_reader import BLOCKS, BadGguf, read_table
-from modelops.serving.quant_plan import Part, Plan, QuantType, Step
+from modelops.serving.quant_plan import Part, Plan, Step, WeightType
 
 BAD_SOURCE, NO_SPACE = os.EX_DATAERR, os.EX_CANTCREAT
 
@@ -45,7 +45,7 @@ def main() -> None:
     source, target, kind, *again = sys.argv[1:]
     os.nice(_NICE)
     try:
-        plan = read_plan(Path(source), quant_plan.parse(kind), again=bool(again))
+        plan = read_plan(Path(source), cast("WeightType", kind), again=bool(again))
         write(plan, Path(target), lambda done: print(f"progress {done} {plan.target_bytes}", flush=True))
     except InvalidRequest as error:
         _fail(BAD_SOURCE, error.message)
@@ -61,7 +61,7 @@ def _fail(status: int, message: str) -> None:
     sys.exit(status)
 
 
-def read_plan(source: Path, kind: QuantType, *, again: bool = False) -> Plan:
+def read_plan(source: Path, kind: WeightType, *, again: bool = False) -> Plan:
     """What the copy of `source` will be: reads its table, and where it is split those of all parts. With `again` its
     weights are written once more where they are quantised already.
 
