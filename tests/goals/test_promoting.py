@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from damages import DAMAGES, Damage
 from goals.promoting import PROMOTE, TRAINED, Scene, scene
 from modelops.api.errors import Conflict, EngineFailed, NotFound
 from modelops.goals.attempts import QualityFacts
@@ -108,6 +109,25 @@ async def test_it_is_taken_back_in_whatever_state_it_is(
         assert (made.active, view.status, view.version.label) == ("v1", "loaded", "v1")
         assert await made.house.ask()
         assert await made.do("roll_back", **PROMOTE, loaded=True) == {"version": "v1"}, "again, and nothing changes"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_version_whose_file_is_damaged_is_seen_taken_back_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Damage
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        await made.house.load()
+        result = await made.do("promote", **PROMOTE)
+        assert (await made.facts()).damaged == frozenset()
+        damage(made.house.catalog.version("a", "v2").file)
+        assert (await made.facts()).damaged == {"v2"}
+        psutil.Process(made.house.pool.view("a").engine_pid).children()[0].kill()
+        await made.do("roll_back", **PROMOTE, loaded=result["loaded"])
+        assert (made.active, made.house.pool.view("a").version.label) == ("v1", "v1")
+        assert await made.house.ask()
+        assert made.house.starts == 3, "of the damaged file no engine was started"
+        assert await made.do("discard", versions=["v2"]) == {"removed": ["v2"]}
+        assert (await made.facts()).damaged == frozenset()
 
 
 async def test_what_nobody_had_loaded_is_not_loaded_when_it_is_taken_back(

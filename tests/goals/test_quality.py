@@ -160,6 +160,7 @@ BAD: list[dict[str, Any]] = [
     {"model": {"failures": 5}},
     {"facts": {"unanswered": 3}},
     {"facts": {"jobs": JOBS | {"c": judged("v2", 0.5)}}},
+    {"facts": {"jobs": JOBS | {"c": judged("v2", 0.94)}}, "status": "failed"},
 ]
 
 
@@ -175,6 +176,17 @@ def test_what_fails_in_the_watch_is_rolled_back_at_once(bad: dict[str, Any]) -> 
     assert isinstance(end, End)
     assert (end.status, end.why) == ("failed", decision.why)
     assert end.result["promoted"] == ""
+
+
+def test_what_is_damaged_in_the_watch_is_rolled_back_before_it_fails_and_not_kept() -> None:
+    damaged: dict[str, Any] = {"facts": {"damaged": frozenset({"v2"})}}
+    decision = found(BASELINE, TRAIN, PROMOTE, version="v2", elapsed=101.0, **damaged)
+    assert act(decision)[0] == "roll_back"
+    assert isinstance(decision, Act)
+    assert decision.why == "v2 was damaged when it was served: its file is gone, or not what was published any more"
+    undone = replace(step(4, "roll_back", 102.0, version="v2"), why=decision.why)
+    damaged = {"facts": {"damaged": frozenset({"v2"})}}
+    assert act(found(BASELINE, TRAIN, PROMOTE, undone, **damaged)) == ("discard", {"versions": ["v2"]})
 
 
 def test_fewer_failures_than_that_are_nothing() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from damages import Damage, deleted, spoiled
 from ggufs import make as make_gguf
 from modelops.api.errors import (
     AlreadyLoaded,
@@ -165,6 +168,29 @@ async def test_a_swap_that_fails_leaves_the_present_version_serving(make: Make) 
     assert (view.status, view.version.label) == ("loaded", "v1")
     assert await house.ask() == "w0 w1 w2 "
     assert house.reserved == view.memory[HOST]
+
+
+@pytest.mark.parametrize("damage", [spoiled, deleted])
+async def test_no_engine_is_started_with_a_published_file_that_is_not_what_it_was(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Damage
+) -> None:
+    monkeypatch.setattr("modelops.serving.scheduler.BACKOFF_S", (0.0, 0.1))
+    house = await make()
+    await house.load()
+    version = await house.catalog.publish("a", tiny_gguf(tmp_path / "made.gguf", general__name="made"), "llm")
+    soon = asyncio.get_running_loop().time() + 20
+    await house.pool.activate(version, drain_first=False, deadline=soon)
+    damage(version.file)
+    assert await house.ask() == "w0 w1 w2 ", "what runs goes on"
+    psutil.Process(house.pool.view("a").engine_pid).children()[0].kill()
+    view = await house.until(lambda view: view.status == "failed")
+    assert re.match("the file of 'a' v2 (was damaged|is gone)", view.message)
+    assert (house.starts, view.breaker.failures) == (2, 3)
+    with pytest.raises(Overloaded, match="the file of 'a' v2"):
+        await house.ask()
+    await house.pool.activate(house.catalog.version("a", "v1"), drain_first=False, deadline=soon)
+    assert await house.ask() == "w0 w1 w2 "
+    assert house.pool.view("a").version.label == "v1"
 
 
 async def test_two_versions_that_do_not_fit_side_by_side_are_told_what_helps(make: Make) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from adapters import make_adapter
-from modelops.api.errors import Conflict, DiskFull, InvalidRequest
+from damages import DAMAGES, Damage, spoiled
+from modelops.api.errors import Conflict, DiskFull, InvalidRequest, NotFound
 from modelops.serving.catalog import Version
 from modelops.serving.wishes import Wish
 from modelops.settings import ModelEntry
@@ -104,6 +105,45 @@ async def test_a_file_that_is_in_its_place_already_stays_there(root: Path, made:
         make_adapter(place, models.active("m").file, seed=0)  # made anew
         assert await models.publish_adapter("m:x", models.active("m"), place) == models.active("m:x")
         assert (models.active("m:x").label, models.active("m:x").unchanged()) == ("v1", True)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_what_stands_where_a_model_was_published_is_damage_and_no_version(
+    root: Path, base: Path, tmp_path: Path, damage: Damage
+) -> None:
+    async with catalog(root) as models:
+        version = await models.publish("m", tiny_gguf(tmp_path / "tuned.gguf", general__name="tuned"), "llm")
+        await models.activate(version)
+        damage(version.file)
+        assert await models.find("m") == version
+        await models.refresh()
+        assert [found.label for found in models.versions("m")] == ["v1", "v2"]
+        with pytest.raises(
+            (Conflict, NotFound), match=f"the file of 'm' v2 (was damaged|is gone): '{version.shown_path}'"
+        ):
+            models.version("m", "v2")
+    async with catalog(root) as models:
+        assert (models.active("m"), len(models.versions("m"))) == (version, 2)
+        assert not version.unchanged()
+
+
+async def test_what_was_published_is_the_same_in_a_copy_of_the_data_folder(
+    root: Path, base: Path, made: list[Path], tmp_path: Path
+) -> None:
+    async with catalog(root) as models:
+        whole = await models.publish("m", tiny_gguf(tmp_path / "tuned.gguf", general__name="tuned"), "llm")
+        await models.activate(whole)
+        adapter = await models.publish_adapter("m:x", models.active("m"), made[0])
+    for version in (whole, adapter):
+        os.utime(version.file)
+    async with catalog(root) as models:
+        assert (models.active("m").label, len(models.versions("m"))) == ("v2", 2)
+        assert all(models.active(name).unchanged() for name in ("m", "m:x"))
+        noted = models.active("m")
+    spoiled(whole.file)  # of the same size
+    async with catalog(root) as models:
+        assert models.active("m") == noted
+        assert not noted.unchanged()
 
 
 @pytest.mark.parametrize("name", ["m", "m:", ":x", "x", "n:x", "m:x:y", "m:x y", "m:" + "x" * 200])

@@ -43,7 +43,8 @@ class QualityFacts:
     """What is looked at for a goal of quality.
 
     `jobs` are those that were begun for it, also in steps that were interrupted before that was written. `made` are
-    the labels of the versions that its jobs have published, and that are registered still. `answered` and `unanswered`
+    the labels of the versions that its jobs have published, and that are registered still; `damaged` those of any
+    published version of the model whose file is gone, or not what was published any more. `answered` and `unanswered`
     count the probes since the last promotion, the latter in a row.
     """
 
@@ -53,6 +54,7 @@ class QualityFacts:
     unanswered: int = 0
     max_jobs: int = 6
     regression: bool = False  # there are regression rows
+    damaged: frozenset[str] = frozenset()
 
     def job(self, step: Step) -> JobSeen:
         """The job that the step began."""

@@ -201,6 +201,8 @@ class _View:
         version, model = str(promote.action.arguments["version"]), self.model
         if self.active != version:
             return f"{self.active} was activated while {version} was watched, and is left as it is"
+        if version in self.facts.damaged:  # what runs may answer still; what is started next will not
+            return f"{version} was damaged when it was served: its file is gone, or not what was published any more"
         failures = model.failures - int(promote.result.get("failures", 0))
         if failures < 0:  # counted anew since the coordinator started
             failures = model.failures
@@ -236,7 +238,7 @@ class _View:
         """What is under way is ended, what was promoted and not confirmed is undone, what was made is deleted unless
         it is the best of a failure; then it is the end."""
         promote = self.promoted or self._half_promoted()
-        confirmed = self._confirmed(promote) if promote else None
+        confirmed = self._confirmed(promote) if promote and not self._bad(promote) else None
         if promote and confirmed is None:
             # First of all: callers are answered by it, or will be, where its swap was interrupted and goes on.
             going_on = promote.error and not self._after(promote, "roll_back")
@@ -268,7 +270,7 @@ class _View:
         return retries.once_more(self.goal, self.seen, "discard", {"versions": gone}, why)
 
     def _best_made(self) -> str:
-        return worth_keeping(self.objective, self.attempts, self.facts.made)
+        return worth_keeping(self.objective, self.attempts, self.facts.made - self.facts.damaged)
 
     def _cancelled(self, job_id: str, why: str) -> Decision:
         """End the job."""

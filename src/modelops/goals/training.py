@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +95,7 @@ class QualityDoer:
             max_jobs=settings.goals.max_trainings if most is None else most,
             regression=await asyncio.to_thread((folder / REGRESSION).is_file)
             or bool(objective.regression_dataset_path),
+            damaged=await asyncio.to_thread(_damaged, self._versions(goal)),
         )
 
     async def refusal(self, goal: Pursued, folder: Path) -> str:
@@ -150,10 +151,12 @@ class QualityDoer:
 
     def _made(self, goal: Pursued, jobs: Collection[str]) -> list[Version]:
         """The versions that the goal's jobs have published."""
+        return [version for version in self._versions(goal) if version.lineage.get("job_id") in jobs]
+
+    def _versions(self, goal: Pursued) -> list[Version]:
+        """All versions of the goal's model."""
         catalog, name = self._tools.catalog, _objective(goal).model_name
-        if not catalog.knows(name):
-            return []
-        return [version for version in catalog.versions(name) if version.lineage.get("job_id") in jobs]
+        return catalog.versions(name) if catalog.knows(name) else []
 
     def _probed(self, goal: Pursued) -> Counted:
         """What has become of the probes of the version that is watched, if any."""
@@ -300,6 +303,10 @@ class QualityDoer:
 def _objective(goal: Pursued) -> QualityObjective:
     assert isinstance(goal.objective, QualityObjective)
     return goal.objective
+
+
+def _damaged(versions: Iterable[Version]) -> frozenset[str]:
+    return frozenset(version.label for version in versions if version.published and not version.unchanged())
 
 
 def _key(goal: Pursued, step: Step) -> str:

@@ -74,7 +74,7 @@ class Catalog(Registry):
     async def open(self) -> None:
         """Read the state file, then register what has been put under the roots since."""
         for row in await self._queries.versions():
-            self._remember(row)
+            self._remember(await self._recognised(row))
             self._models[row.model_name].active = row.number
         for chosen in await self._residents.all():
             model = self._models.get(chosen.model_name)
@@ -91,6 +91,16 @@ class Catalog(Registry):
                     *(name, name),
                     extra={"model": name},
                 )
+
+    async def _recognised(self, row: VersionRow) -> VersionRow:
+        """The row. What was published is known by its digest: where only its file's time has changed, as in a copy of
+        the data folder, that is noted."""
+        if not self._holds_published(Path(row.file)):
+            return row
+        found = await asyncio.to_thread(_as_it_is, row)
+        if found != row:
+            await self._queries.set_file(found)
+        return found
 
     async def close(self) -> None:
         """Write what is still to be written."""
@@ -347,13 +357,18 @@ class Catalog(Registry):
             source=row.source,
             base=row.base,
             lineage=json.loads(row.lineage) if row.lineage else {},
+            published=self._holds_published(file),
         )
         model.active = model.active or row.number
         self._known[(row.model_name, row.model_type, row.file, row.size, row.mtime_ns)] = row.number
         self._files.add(file)
 
+    def _holds_published(self, file: Path) -> bool:
+        return file.is_relative_to(self._roots.own / _PUBLISHED)
+
     async def find(self, name: str, *, fetch: bool = False) -> Version:
         """As `active`, but a model whose file was put under a root or replaced since the last look is registered first.
+        One that was published is not replaced: what else stands there is damage.
 
         With `fetch` one that the catalogue file names is fetched where that is needed. Raises InvalidRequest where
         there is a new file, and it is no model.
@@ -361,7 +376,7 @@ class Catalog(Registry):
         if name not in self._models and NAME.fullmatch(name):
             for file in await asyncio.to_thread(self._roots.scan, name):
                 await self._discover(name, file, strict=True)
-        if self.is_adapter(name):  # its file is found nowhere but where it was published
+        if self.is_adapter(name) or (name in self._models and self.active(name).published):
             return self.active(name)
         entry = self._entries.get(name)
         if name not in self._models and entry and entry.source and not fetch:
@@ -431,6 +446,18 @@ class Catalog(Registry):
             target = target.with_name(source.file_name(f"{gguf.model_name(target)}-{_key(source)[:8]}"))
         bring = partial(model_files.fetch, source, target, self._policy)
         return await self._arrivals.bring(source.identity, name, "fetching", bring)
+
+
+def _as_it_is(row: VersionRow) -> VersionRow:
+    """The row with the time of its file, where that is the same and only younger or older."""
+    file = Path(row.file)
+    try:
+        size, mtime_ns = model_files.identity(file)
+    except OSError:
+        return row
+    touched = size == row.size and mtime_ns != row.mtime_ns
+    same = touched and sources.has_digest(file, row.digest.removeprefix("sha256:"))
+    return replace(row, mtime_ns=mtime_ns) if same else row
 
 
 def _lineage(version: Version) -> str:

@@ -237,6 +237,8 @@ class EngineRoom:
         began = time.perf_counter()
         try:
             with part(beginner, f"load {name}", {"modelops.model": name, "modelops.version": version.label}):
+                if version.published:  # an engine may take what was damaged for a model, and answer anything
+                    await asyncio.to_thread(self._catalog.known(version).check)
                 await engine.start()
         except ModelOpsError as error:
             log.warning("loading %s failed: %s", name, error, extra=about)

@@ -27,7 +27,8 @@ class Version:
     """One version of a model. `shown_path` is its file relative to its root: what callers may see and send back.
 
     `base` is, of an adapter, the digest of the file that it was made for, and empty of all else; `lineage` is what a
-    version was made from, where a job made it.
+    version was made from, where a job made it. `published`: its file is where the coordinator keeps what jobs have
+    made, and where nobody else puts another.
     """
 
     model_name: str
@@ -42,6 +43,7 @@ class Version:
     source: str = ""
     base: str = ""
     lineage: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    published: bool = False
 
     @property
     def engine_name(self) -> str:
@@ -66,6 +68,16 @@ class Version:
             return model_files.identity(self.file) != (self.size, self.mtime_ns)
         except OSError:
             return False
+
+    def check(self) -> None:
+        """Raises NotFound where its file is gone, Conflict where it is not the one that was registered."""
+        what = f"the file of '{self.model_name}' {self.label}"
+        if not self.file.is_file():
+            raise NotFound(f"{what} is gone: '{self.shown_path}'")
+        if self.replaced() and self.published:
+            raise Conflict(f"{what} was damaged: '{self.shown_path}' is not what was published any more")
+        if self.replaced():
+            raise Conflict(f"{what} was replaced: '{self.shown_path}' is another version now")
 
 
 @dataclass
@@ -127,10 +139,7 @@ class Registry:
         if found is None:
             known = ", ".join(version.label for version in self.versions(name))
             raise NotFound(f"'{name}' has no version '{label[:32]}'; it has {known}")
-        if not found.file.is_file():
-            raise NotFound(f"the file of '{name}' {label} is gone: '{found.shown_path}'")
-        if found.replaced():
-            raise Conflict(f"the file of '{name}' {label} was replaced: '{found.shown_path}' is another version now")
+        found.check()
         return found
 
     def previous(self, name: str) -> Version:
