@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from durable.kept import GOAL, PATIENCE_S, Doer, Does, Doing, as_it_is, forever, until
 from modelops.api.errors import Conflict
 from modelops.durable.work import Ended
-from modelops.store.goals import GoalQueries
+from modelops.store.goals import GoalQueries, GoalRow
 
 
 @contextlib.asynccontextmanager
@@ -124,6 +125,55 @@ async def test_who_is_told_of_something_new_does_not_wait(queries: GoalQueries) 
         await at_work(doer)
 
 
+async def test_of_something_new_only_whom_it_concerns_is_told(
+    queries: GoalQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats, heartbeat = Counter[str](), GoalQueries.heartbeat
+
+    async def counted(asked: GoalQueries, row_id: str, fence: int, until: float) -> GoalRow | None:
+        beats[row_id] += 1
+        return await heartbeat(asked, row_id, fence, until)
+
+    monkeypatch.setattr(GoalQueries, "heartbeat", counted)
+    monkeypatch.setattr("modelops.durable.runner._HEARTBEAT_S", 3600.0)
+    monkeypatch.setattr("modelops.durable.runner._LOOK_S", 3600.0)
+    names = ("one", "other", "new")
+    async with working(queries, forever, at_once=3) as doer:
+        for name in names:  # each is claimed while those before it are worked on
+            await queries.add(replace(GOAL, id=name))
+            doer.wake()
+            await at_work(doer, name)
+        doer.look("other")
+
+        async def looked() -> bool:
+            return beats["other"] > 1
+
+        await until(looked, "a look at the row that somebody wants something of")
+        assert beats == {"one": 1, "other": 2, "new": 1}
+
+
+async def test_what_waits_to_be_gone_on_with_is_ended_as_soon_as_somebody_wants_that(
+    queries: GoalQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.durable.runner._LOOK_S", 3600.0)
+
+    async def does(work: Doing) -> Ended:
+        await work.asked.wait()
+        return Ended("cancelled", why=work.cancel_reason or "")
+
+    await queries.add(GOAL)
+    taken = await queries.claim("there", time.time(), 1000.0)
+    assert taken
+    await queries.add(replace(GOAL, id="other"))
+    async with working(queries, does, at_once=2, cleared=True) as doer:
+        await at_work(doer, "other")
+        await queries.release("goal", taken.fence)  # after the queue was looked at
+        await queries.ask_cancel("goal", "typo", time.time())
+        doer.look("goal")
+        row = await as_it_is(queries, "cancelled")
+    assert (row.error, row.attempts) == ("typo", 2)
+
+
 # --- interruptions ---
 async def test_what_is_interrupted_goes_back_and_is_gone_on_with(queries: GoalQueries) -> None:
     async def first(work: Doing) -> Ended:
@@ -176,7 +226,7 @@ async def test_who_has_lost_it_stops_and_writes_nothing(queries: GoalQueries) ->
         await at_work(doer)
         taken = await queries.claim("there", time.time() + 100.0, 1000.0)
         assert taken
-        doer.wake()
+        doer.look("goal")
         async with asyncio.timeout(PATIENCE_S):
             await ended.wait()
         await settled(doer)
@@ -211,7 +261,7 @@ async def test_work_that_is_not_wanted_is_cancelled(queries: GoalQueries) -> Non
     async with working(queries, forever) as doer:
         await at_work(doer)
         await queries.ask_cancel("goal", "typo", time.time())
-        doer.wake()
+        doer.look("goal")
         row = await as_it_is(queries, "cancelled")
         await settled(doer)
     assert (row.error, row.result) == ("typo", {})
@@ -230,7 +280,7 @@ async def test_what_must_be_done_whole_is_done_before_it_is_cancelled(queries: G
     async with working(queries, does) as doer:
         work = await at_work(doer)
         await queries.ask_cancel("goal", "typo", time.time())
-        doer.wake()
+        doer.look("goal")
         async with asyncio.timeout(PATIENCE_S):
             await work.asked.wait()
         goes_on.set()
@@ -250,7 +300,7 @@ async def test_work_that_clears_away_ends_by_itself_and_keeps_its_lease_meanwhil
     async with working(queries, does, cleared=True) as doer:
         work = await at_work(doer)
         await queries.ask_cancel("goal", "typo", time.time())
-        doer.wake()
+        doer.look("goal")
         async with asyncio.timeout(PATIENCE_S):
             await work.asked.wait()
         before = await queries.get("goal")

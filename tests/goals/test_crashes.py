@@ -92,6 +92,9 @@ class Crashing:
             def wake(self) -> None:
                 pass
 
+            def look(self, goal_id: str) -> None:
+                pass
+
         doers = {"quality": doer}
         return Goals(self._settings, self._queries, doers, self.folders, Metrics(), Bell(), Idle())  # type: ignore[arg-type] # by the types that are tried
 

@@ -79,10 +79,15 @@ class Runner(ABC, Generic[R, W]):
             self._tasks.start("claim", self._claim())
 
     def wake(self) -> None:
-        """There is something new in the queue, or somebody wants work to end."""
+        """There is something new in the queue."""
         self._new.set()
-        for work in self._working.values():
+
+    def look(self, row_id: str) -> None:
+        """Somebody wants something of that row, such as its end."""
+        if work := self._working.get(row_id):
             work.look()
+        else:  # it may wait to be gone on with, and is ended by whoever claims it
+            self._new.set()
 
     async def close(self) -> None:
         """Stop where the work is; it goes back to the queue."""

@@ -51,7 +51,10 @@ class Running(Protocol):
         """Goals that are being worked on."""
 
     def wake(self) -> None:
-        """There is something new."""
+        """There is something new in the queue."""
+
+    def look(self, goal_id: str) -> None:
+        """Somebody wants the goal to end."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Goals:
             raise _unknown(goal_id)
         if row.status == "cancelled" and not row.attempts:
             await asyncio.to_thread(self._folders.remove, goal_id)
-        self._runner.wake()
+        self._runner.look(goal_id)
         self._bell.ring(goal_id)
         return told(row)
 

@@ -162,7 +162,7 @@ class Jobs:
             raise _unknown(job_id)
         if before.status == "pending" and row.status == "cancelled":
             await asyncio.to_thread(self._folders.remove, job_id)
-        self._runner.wake()
+        self._runner.look(job_id)
         self._bell.ring(job_id)
         return self._told(row)
 
