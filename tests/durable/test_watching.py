@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 
 from durable.kept import GOAL, PATIENCE_S
 from modelops.api.errors import NotFound, Overloaded
+from modelops.api.goals import GoalEvent
+from modelops.api.learning import JobEvent
 from modelops.durable.bell import Bell
-from modelops.durable.watching import watch
+from modelops.durable.watching import told, watch
 from modelops.store.goals import EventRow, GoalQueries, GoalRow
 
 Told = tuple[EventRow, GoalRow | None]
@@ -124,3 +127,18 @@ async def test_who_watches_is_let_go_when_nobody_is_told_any_more(queries: GoalQ
 async def test_what_is_not_there_cannot_be_watched(queries: GoalQueries) -> None:
     with pytest.raises(NotFound):
         await all_of(queries, Bell())
+
+
+def test_an_event_is_told_as_one_of_its_kind_and_the_last_has_more() -> None:
+    row = EventRow("goal", 7, 1.7e9 + 0.125, "step", step="train", message="it is next", metrics={"loss": 0.5})
+    for kind in (GoalEvent, JobEvent):
+        event = told(row, kind)
+        assert event == kind(
+            number=7,
+            at=datetime(2023, 11, 14, 22, 13, 20, 125_000, UTC),
+            kind="step",
+            step="train",
+            message="it is next",
+            metrics={"loss": 0.5},
+        )
+        assert told(row, kind, done=True) == event.model_copy(update={"done": True})

@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from modelops.api.errors import shutting_down
+from modelops.api.types import Response
 from modelops.durable.bell import Bell
 from modelops.store.durable import ENDED, DurableQueries, EventRow, R
 
 #: How often somebody who watches looks where nobody says that there is something new.
 _LOOK_S = 1.0
 _AT_ONCE = 1000  # events that are read together
+
+E = TypeVar("E", bound=Response)
 
 
 async def watch(
@@ -55,6 +60,11 @@ async def watch(
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(deadline, loop.time() + _LOOK_S)):
                     await rung.wait()
+
+
+def told(event: EventRow, kind: type[E], **last: Any) -> E:
+    """The event as whoever watches that kind of work is told; `last` is what the last one has beside."""
+    return kind.model_validate(vars(event) | {"at": datetime.fromtimestamp(event.at, UTC)} | last)
 
 
 def _nothing_new(row_id: str, number: int) -> EventRow:

@@ -24,12 +24,12 @@ from modelops.api.goals import (
     GoalType,
     objective_of,
 )
+from modelops.durable import watching
 from modelops.durable.asked import digest
 from modelops.durable.bell import Bell
-from modelops.durable.watching import watch
 from modelops.goals.doing import REQUESTS, Checked, Doer
 from modelops.goals.folders import Folders
-from modelops.goals.telling import told, told_event
+from modelops.goals.telling import told
 from modelops.learning.jobs import PRIORITIES
 from modelops.metrics import Metrics
 from modelops.metrics.families import GOALS
@@ -149,11 +149,11 @@ class Goals:
     async def watch(self, goal_id: str, after: int, deadline: float) -> AsyncGenerator[GoalEvent]:
         """What has happened to the goal after the event `after`, and what happens until it has ended, or the deadline,
         on the loop's clock, has passed. The last event is `done` and has the goal. Raises NotFound before the first."""
-        watched = watch(self._queries, self._bell, goal_id, after, deadline, self._of)
+        watched = watching.watch(self._queries, self._bell, goal_id, after, deadline, self._of)
         async with contextlib.aclosing(watched) as events:
             async for event, row in events:
                 last = {"done": True, "goal": told(row)} if row else {}
-                yield told_event(event).model_copy(update=last)
+                yield watching.told(event, GoalEvent, **last)
 
     async def cancel(self, goal_id: str, reason: str) -> Goal:
         """The goal, which ends as soon as what it was at is cleared away, if it has not yet. Raises NotFound."""

@@ -1,4 +1,4 @@
-"""Goals, and what happens to them, as callers are told."""
+"""Goals as callers are told."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from modelops.api.goals import Goal, GoalEvent, GoalEventKind, GoalStatus, GoalStep
+from modelops.api.goals import Goal, GoalStatus, GoalStep
 from modelops.goals import memory
 from modelops.goals.memory import Kept
 from modelops.learning.jobs import PRIORITIES
-from modelops.store.goals import EventRow, GoalRow
+from modelops.store.goals import GoalRow
 
 
 def told(row: GoalRow, newest: int = 0) -> Goal:
@@ -62,14 +62,6 @@ def _step(kept: Kept) -> GoalStep:
         arguments=dict(step.action.arguments),
         result=dict(step.result),
         error_message=step.error,
-    )
-
-
-def told_event(row: EventRow) -> GoalEvent:
-    """The event as whoever watches is told."""
-    kind: GoalEventKind = row.kind  # type: ignore[assignment] # only valid ones are written
-    return GoalEvent(
-        number=row.number, at=_time(row.at), kind=kind, message=row.message, step=row.step, metrics=dict(row.metrics)
     )
 
 

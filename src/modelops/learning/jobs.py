@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from datetime import UTC, datetime
 
 from modelops.api.errors import Conflict, DiskFull, ModelOpsError, NotFound, Overloaded
-from modelops.api.learning import CreateJobRequest, EventKind, JobEvent, JobStatus, LearningJob, Priority
+from modelops.api.learning import CreateJobRequest, JobEvent, JobStatus, LearningJob, Priority
+from modelops.durable import watching
 from modelops.durable.asked import digest
 from modelops.durable.bell import Bell
-from modelops.durable.watching import watch
 from modelops.learning import datasets
 from modelops.learning.checks import Checked, Rows, check
 from modelops.learning.folders import Folders
@@ -28,7 +28,7 @@ from modelops.serving.catalog import Catalog
 from modelops.serving.devices import Machine
 from modelops.serving.pool import Pool
 from modelops.settings import Settings
-from modelops.store.jobs import EventRow, JobQueries, JobRow
+from modelops.store.jobs import JobQueries, JobRow
 from modelops.tasks import Tasks
 
 PRIORITIES: dict[Priority, int] = {"low": 0, "medium": 1, "high": 2, "critical": 3}
@@ -143,11 +143,11 @@ class Jobs:
         job's end, that is an event which has been seen already, or number 0, and the job has not ended.
         Raises NotFound before the first event.
         """
-        watched = watch(self._queries, self._bell, job_id, after, deadline, self._row)
+        watched = watching.watch(self._queries, self._bell, job_id, after, deadline, self._row)
         async with contextlib.aclosing(watched) as events:
             async for event, row in events:
-                said = _event(event)
-                yield said.model_copy(update={"done": True, "job": self._told(row)}) if row else said
+                last = {"done": True, "job": self._told(row)} if row else {}
+                yield watching.told(event, JobEvent, **last)
 
     async def of_key(self, caller: str, key: str) -> LearningJob | None:
         """The job that the caller has made under that idempotency key, if there is one."""
@@ -241,13 +241,6 @@ def _row(job_id: str, request: CreateJobRequest, checked: Checked, caller: str, 
             "warnings": list(checked.warnings),
             "asked": digest(request),
         },
-    )
-
-
-def _event(row: EventRow) -> JobEvent:
-    kind: EventKind = row.kind  # type: ignore[assignment] # only valid ones are written
-    return JobEvent(
-        number=row.number, at=_time(row.at), kind=kind, message=row.message, step=row.step, metrics=dict(row.metrics)
     )
 
 
