@@ -55,6 +55,21 @@ def quick(quick_served: Served) -> Iterator[dict[str, Wire]]:
         yield clients
 
 
+@pytest.fixture(scope="module")
+def clients(served: Served) -> Iterator[dict[str, Wire]]:
+    """Clients of the coordinator that is the module's own, its fixture `served`."""
+    with wires.connected(served) as found:
+        yield found
+
+
+@pytest.fixture
+def called(clients: dict[str, Wire]) -> Iterator[dict[str, Wire]]:
+    """The clients, for tests that give their creates names."""
+    yield clients
+    for wire in clients.values():
+        wire.create_key = None
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A model's file, for coordinators of a test's own."""

@@ -46,20 +46,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert "Traceback" not in running.log.read_text()
 
 
-@pytest.fixture(scope="module")
-def clients(served: Served) -> Iterator[dict[str, Wire]]:
-    with wires.connected(served) as found:
-        yield found
-
-
-@pytest.fixture
-def called(clients: dict[str, Wire]) -> Iterator[dict[str, Wire]]:
-    """The clients, for tests that give their creates names."""
-    yield clients
-    for wire in clients.values():
-        wire.create_key = None
-
-
 def ids(wire: Wire) -> list[str]:
     return [goal.goal_id for goal in wire.ok("list_goals", status="all").goals]
 

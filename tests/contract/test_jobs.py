@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 import model_ops_pb2 as pb
-from contract import wires
 from contract.wires import TRANSPORTS, Refused, Rest, Wire, refusal
 from kept_jobs import CREATED, ENDED, EVENTS, JOB, keep
 from modelops.store.jobs import EventRow
@@ -35,20 +34,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(folder / "data", links=[("m", tiny_gguf(folder / "m.gguf"))], fake={}, env=env) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def clients(served: Served) -> Iterator[dict[str, Wire]]:
-    with wires.connected(served) as found:
-        yield found
-
-
-@pytest.fixture
-def called(clients: dict[str, Wire]) -> Iterator[dict[str, Wire]]:
-    """The clients, for tests that give their creates names."""
-    yield clients
-    for wire in clients.values():
-        wire.create_key = None
 
 
 def ids(wire: Wire) -> list[str]:

@@ -33,12 +33,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert "Traceback" not in running.log.read_text()
 
 
-@pytest.fixture(scope="module")
-def clients(served: Served) -> Iterator[dict[str, Wire]]:
-    with wires.connected(served) as found:
-        yield found
-
-
 @pytest.fixture
 def theirs(served: Served) -> Path:
     """The folder that is not the coordinator's own."""
