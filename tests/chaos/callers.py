@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -20,7 +21,7 @@ from google.protobuf import json_format
 import model_ops_pb2 as pb
 import model_ops_pb2_grpc
 from modelops.client import Client
-from support import Served
+from support import Served, wait_until
 
 Request = dict[str, Any]
 Chunk = dict[str, Any]
@@ -171,6 +172,26 @@ class Reader(threading.Thread):
         self.left.set()
         self.join(30)
         assert not self.is_alive()
+
+
+# --- the coordinator ---
+def kill(served: Served, seconds: float = 5.0) -> None:
+    """SIGKILL to the coordinator; all that it had started ends within so many seconds."""
+    tree = served.engines()
+    served.process.kill()
+    served.process.wait(10)
+    wait_until(lambda: not any(map(alive, tree)), seconds, "the end of all that it had started")
+
+
+def until_noted(served: Served, model: str, *, wanted: bool) -> None:
+    """Wait until the state file says whether a restart has to load it. Who has not been answered cannot know."""
+
+    def noted() -> bool:
+        with contextlib.closing(sqlite3.connect(served.data_dir / "state.db")) as state:
+            rows = state.execute("SELECT wanted FROM models WHERE model_name = ?", [model]).fetchall()
+        return rows == [(int(wanted),)]
+
+    wait_until(noted, what=f"a note that '{model}' is {'' if wanted else 'not '}wanted")
 
 
 # --- what the machine itself shows ---

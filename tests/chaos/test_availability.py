@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from chaos.callers import alive, client, model_of, programs
+from chaos.callers import client, kill, model_of, programs
 from modelops.api.errors import ModelOpsError
 from modelops.api.goals import Goal
 from modelops.client import Client
@@ -130,11 +130,8 @@ class Life:
 
     def kill_coordinator(self) -> None:
         """SIGKILL, and the next one on the same folder, in a storm from its first moment on."""
-        tree = self.served.engines()
         self.calm()
-        self.served.process.kill()
-        self.served.process.wait()
-        wait_until(lambda: not any(map(alive, tree)), 5.0, "the end of all that it had started")
+        kill(self.served)
         self.served = self._begin()
         self.storm()
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
-import psutil
-
 from bad_http import Answer, BadServer
-from chaos.callers import visible
+from chaos.callers import kill, visible
 from gguf_files import llama_gguf, sparse_gguf
 from modelops import Client
-from support import Served, serving, wait_until
+from support import serving, wait_until
 
 ORPHAN_S = 2.0
 FAKE = {"tokens": 3}
 #: The fetches of these tests come from this machine, and the smallest file is larger than what is held back.
 LOCAL = {"MODELOPS_MODELS__ALLOW_PRIVATE_SOURCES": "true"}
-
-
-def killed(served: Served) -> None:
-    """The coordinator is killed, and nothing of it lives on."""
-    children = served.engines()
-    os.kill(served.process.pid, signal.SIGKILL)
-    served.process.wait()
-    _, alive = psutil.wait_procs(children, timeout=ORPHAN_S)
-    assert alive == []
 
 
 def test_a_fetch_that_was_killed_is_not_visible_and_goes_on_after_the_restart(
@@ -40,7 +27,7 @@ def test_a_fetch_that_was_killed_is_not_visible_and_goes_on_after_the_restart(
         wait_until(lambda: client.model("m").progress > 0, what="some of the fetch")
         assert client.model("m").status == "loading"
         assert "fetching" in client.model("m").message
-        killed(served)
+        kill(served, ORPHAN_S)
     assert visible(folder) == set()
     answer.release.set()
     with serving(folder, fake=FAKE, env=LOCAL) as served, Client(served.rest) as client:
@@ -61,7 +48,7 @@ def test_a_copy_that_was_killed_is_not_visible_and_is_made_after_the_restart(tmp
         wait_until(lambda: client.model("m").progress > 0.02, seconds=30, what="some of the copy")
         assert "quantising" in client.model("m").message
         assert client.status().devices[0].reserved_mb > 0  # the ledger was asked
-        killed(served)
+        kill(served, ORPHAN_S)
     assert visible(folder) == {"m.gguf"}
     (folder / "models" / "m.gguf").unlink()
     llama_gguf(folder / "models" / "m.gguf")

@@ -4,7 +4,6 @@ next one has the same models, in the versions that were active, and a ledger tha
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from chaos.callers import Reader, alive, client, model_of, programs
+from chaos.callers import Reader, client, kill, model_of, programs, until_noted
 from modelops.api.errors import EngineFailed, ModelOpsError
 from modelops.client import Client
 from modelops.serving.devices import usable_cores
@@ -55,22 +54,9 @@ class Scene:
         """Wait until the model is that."""
         wait_until(lambda: self.asked.model(model).status == status, what=f"'{model}' {status}")
 
-    def until_noted(self, model: str, *, wanted: bool) -> None:
-        """Wait until the state file says whether a restart has to load it. Who has not been answered cannot know."""
-
-        def noted() -> bool:
-            with contextlib.closing(sqlite3.connect(self.served.data_dir / "state.db")) as state:
-                rows = state.execute("SELECT wanted FROM models WHERE model_name = ?", [model]).fetchall()
-            return rows == [(int(wanted),)]
-
-        wait_until(noted, what=f"a note that '{model}' is {'' if wanted else 'not '}wanted")
-
     def kill(self) -> None:
         """The coordinator is killed; all that it had started is gone."""
-        tree = self.served.engines()
-        self.served.process.kill()
-        self.served.process.wait(10)
-        wait_until(lambda: not any(map(alive, tree)), ORPHAN_S, "the end of every orphan")
+        kill(self.served, ORPHAN_S)
         for thread in self._threads:
             thread.join(30)
             assert not thread.is_alive()
@@ -106,7 +92,7 @@ def loading(scene: Scene) -> None:
 def loading_for_a_request(scene: Scene) -> None:
     scene.begin(lambda: scene.asked.infer("m", "Hello"))
     scene.until("loading")
-    scene.until_noted("m", wanted=True)
+    until_noted(scene.served, "m", wanted=True)
 
 
 def loaded(scene: Scene) -> None:
@@ -117,7 +103,7 @@ def loaded(scene: Scene) -> None:
 def failed(scene: Scene) -> None:
     with pytest.raises(EngineFailed):
         scene.asked.load("m")
-    scene.until_noted("m", wanted=False)
+    until_noted(scene.served, "m", wanted=False)
 
 
 def restarting(scene: Scene) -> None:
@@ -148,14 +134,14 @@ def unloading_when_it_is_done(scene: Scene) -> None:
     busy(scene)
     scene.begin(lambda: scene.asked.unload("m"))
     scene.until("unloading")
-    scene.until_noted("m", wanted=False)
+    until_noted(scene.served, "m", wanted=False)
 
 
 def stopping(scene: Scene) -> None:
     scene.asked.load("m")
     scene.begin(lambda: scene.asked.unload("m"))
     scene.until("unloading")
-    scene.until_noted("m", wanted=False)
+    until_noted(scene.served, "m", wanted=False)
 
 
 def unloaded(scene: Scene) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chaos.callers import alive, programs
+from chaos.callers import kill, programs
 from goals.taught import ENV, LONGEST_S, actions, asking, at, ended, nothing_is_left, wished
 from modelops.api.errors import ModelOpsError
 from modelops.api.goals import Goal
@@ -45,10 +45,7 @@ class Life:
 
     def kill(self) -> None:
         """SIGKILL to the coordinator; the next one begins."""
-        tree = self.served.engines()
-        self.served.process.kill()
-        self.served.process.wait()
-        wait_until(lambda: not any(map(alive, tree)), 5.0, "the end of all that it had started")
+        kill(self.served)
         self.served = self.begin([])
 
     def create(self) -> None:
