@@ -17,14 +17,12 @@ from modelops.api.messages import (
     Passage,
     Penalty,
     RepeatPenalty,
+    Request,
     Response,
     Seed,
     Stop,
     Text,
     TopK,
-)
-from modelops.api.messages import (
-    Request as Request,
 )
 
 ModelStatus = Literal["available", "loading", "loaded", "unloading", "failed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from modelops.api.types import Request
+from modelops.api.messages import Request
 
 
 def digest(request: Request) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from modelops.api.errors import shutting_down
-from modelops.api.types import Response
+from modelops.api.messages import Response
 from modelops.durable.bell import Bell
 from modelops.store.durable import ENDED, DurableQueries, EventRow, R
 
