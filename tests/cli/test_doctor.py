@@ -263,6 +263,21 @@ def test_an_engine_that_does_not_start(tmp_path: Path, script: str, mode: int, f
     assert "engine.executable" in one.mend
 
 
+@pytest.mark.parametrize(
+    ("built", "flags", "unused"),
+    [
+        ("CPU : AVX2 = 1 | FMA = 1 | ", "avx2 avx512f avx512_bf16", ["AVX512", "AVX512_BF16"]),
+        ("CPU : AVX2 = 1 | AVX512 = 1 | ", "avx2 avx512f", []),
+        ("CPU : AVX2 = 1 | ", "avx2 fma", []),
+        pytest.param("", "avx512f", [], id="it does not tell"),
+        pytest.param("CPU : AVX2 = 1 | ", None, [], id="no Linux"),
+    ],
+)
+def test_what_the_processor_has_and_the_engine_does_not_use(built: str, flags: str | None, unused: list[str]) -> None:
+    processor = "" if flags is None else f"processor : 0\nflags : fpu {flags} rdpid\n"
+    assert engine.instructions_unused(built, processor) == unused
+
+
 def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
     told = doctor(tmp_path, MODELOPS_ENGINE__EXECUTABLE="/nowhere/llama-server")
     assert told.wrong == [("engine", "engine")]

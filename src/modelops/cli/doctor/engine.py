@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelops.cli.doctor.findings import Area, Finding, count
 from modelops.serving.devices import Device, ThisMachine
@@ -26,8 +27,13 @@ _NAME_ONE = "name a llama-server in engine.executable (MODELOPS_ENGINE__EXECUTAB
 _ASK = """
 import json, xllamacpp
 ask = getattr(xllamacpp, "get_device_info", None)
-print(json.dumps(ask and [each["name"] for each in ask() if each["type"].name.endswith("GPU")]))
+gpus = ask and [each["name"] for each in ask() if each["type"].name.endswith("GPU")]
+built = getattr(xllamacpp, "get_system_info", str)()
+print(json.dumps({"gpus": gpus, "built": built}))
 """
+#: What newer processors compute much of a prompt with: how Linux names it, and how llama.cpp does.
+_NEWER = {"avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "amx_int8": "AMX_INT8"}
+_PROCESSOR = Path("/proc/cpuinfo")
 _LISTED = re.compile(r"^\s+(?P<name>[A-Za-z]+\d*): .*\(\d+ MiB", re.MULTILINE)
 _VERSION = re.compile(r"^version: .*", re.MULTILINE)
 
@@ -91,8 +97,22 @@ def _package() -> Iterator[Finding]:
         mend = "install it again (pip install --force-reinstall xllamacpp), or name a llama-server in engine.executable"
         yield AREA.wrong("engine", f"{name} cannot be loaded: {fault}", mend)
         return
-    yield AREA.ok("engine", name)
-    yield from gpus(there_now(), json.loads(said.out.splitlines()[-1]))
+    told = json.loads(said.out.splitlines()[-1])
+    unused = instructions_unused(told["built"], _PROCESSOR.read_text() if _PROCESSOR.exists() else "")
+    faster = (
+        f"; this processor also has {', '.join(unused)}, which it was not built for: a llama-server that is built on "
+        "this machine, and named in engine.executable, reads prompts faster"
+    )
+    yield AREA.ok("engine", f"{name}{faster if unused else ''}")
+    yield from gpus(there_now(), told["gpus"])
+
+
+def instructions_unused(built: str, processor: str) -> list[str]:
+    """What the processor, by Linux's description, has for prompts and an engine with llama.cpp's words of how it was
+    built makes no use of; nothing where either says nothing of it."""
+    flags = next((line for line in processor.splitlines() if line.startswith("flags")), "").split()
+    used = re.findall(r"(\w+) = 1", built)
+    return [name for flag, name in _NEWER.items() if flag in flags and name not in used] if used else []
 
 
 def there_now() -> list[Device]:
