@@ -201,7 +201,9 @@ def tried(goal: Goal) -> str:
 
 
 def _program(name: str) -> str:
-    """The whole path of an executable program."""
+    """The whole path of an executable program; of none, none."""
+    if not name:
+        return ""
     if found := shutil.which(name):
         return str(Path(found).resolve())
     raise argparse.ArgumentTypeError(f"'{name}' is no executable program")
