@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import tiny_llama
 from trainers import Said, good, job, killed, killed_while_writing, run
@@ -75,6 +74,8 @@ def whole(learning: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 # --- what comes of it ---
 def test_something_is_learnt_and_told(whole: Path) -> None:
+    from safetensors.numpy import load_file  # a part of the extra
+
     steps = [event for event in json.loads((whole / "said.json").read_text()) if event["event"] == "progress"]
     assert steps[-1]["done"] == steps[-1]["total"] == 12
     last = steps[-1]["metrics"]
