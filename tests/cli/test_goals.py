@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner, Result
 
 from kept_goals import CREATED, EVENTS, GOAL, REACHED, STEPS, keep_goal, memo, request
+from modelops.api.goals import Weights
 from modelops.cli import main
 from modelops.client import Client
 from modelops.goals.values import Action, Step
@@ -172,6 +173,12 @@ def test_quality_as_it_is_written_is_asked_for(run: Run, rows: Path, sent: dict[
     }
     assert (sent["title"], sent["limits"]) == ("capitals", {"max_jobs": 3})
     assert datetime.fromisoformat(sent["target_completion"]) == datetime(2100, 1, 31, 12).astimezone()
+
+
+def test_every_format_can_be_named(run: Run, sent: dict[str, Any]) -> None:
+    named = get_args(Weights)
+    run(f"goals create serving quick {' '.join(f'--format {name}' for name in named)}")
+    assert sent["objective"]["formats"] == [*named]
 
 
 def test_serving_as_it_is_written_is_asked_for(run: Run, tmp_path: Path, sent: dict[str, Any]) -> None:

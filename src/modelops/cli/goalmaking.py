@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PRIORITIES = ("low", "medium", "high", "critical")
 _METRICS = ("exact_match", "contains", "f1", "rouge_l", "perplexity")
-_FORMATS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+_FORMATS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "F16", "BF16")
 _ROWS = (
     RowSet("train", "train_dataset", "What it learns"),
     RowSet("eval", "eval_dataset", "Held-out rows, by which it is judged"),
@@ -155,7 +155,7 @@ def quality(
     "formats",
     type=click.Choice(_FORMATS),
     multiple=True,
-    help="A format that the weights may be written in. May be repeated.  [default: Q8_0, Q4_0]",
+    help="A format that the weights may be written in. May be repeated.  [default: Q8_0, Q4_0, for long prompts BF16]",
 )
 @click.option("--keep-format", is_flag=True, help="The weights stay as they are.")
 @click.option("--max-perplexity-increase", type=float, help="What a format may lose.  [default: 0.01]")

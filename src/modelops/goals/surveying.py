@@ -178,7 +178,7 @@ class Surveyor:
         steps = [
             f"measure how the model is run now: {put}, {workload.prompt_tokens} tokens of prompt, "
             f"{workload.answer_tokens} of answer, {workload.concurrency} at once",
-            f"rewrite its weights as {' and '.join(objective.formats)}, and keep what loses at most "
+            f"rewrite its weights as {', '.join(objective.formats)}, and keep what loses at most "
             f"{objective.max_perplexity_increase:.1%} on {len(rows.rows)} rows of text"
             if objective.formats
             else "",
