@@ -261,9 +261,9 @@ def test_without_a_word_of_what_it_is_to_be_nothing_is_created(run: Run) -> None
 
 
 def test_two_goals_for_the_same_are_told(run: Run, client: Client) -> None:
-    rows = "--train-path train.jsonl --eval-path eval.jsonl --target 0.9"
-    first = json.loads(said(run(f"goals create quality quick {rows} --json")))["goal_id"]
-    assert first in said(run(f"goals create quality quick {rows}"), 1)
+    wanted = "goals create serving quick --prompt-tokens 8 --answer-tokens 2"
+    first = json.loads(said(run(f"{wanted} --json")))["goal_id"]
+    assert first in said(run(wanted), 1)
     client.cancel_goal(first)
 
 
