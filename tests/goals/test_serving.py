@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goals.tuned import PRESENT, Tuned, facts, gives, objective
 from modelops.goals import serving
-from modelops.goals.narrowing import most_measurements
+from modelops.goals.narrowing import MOST_AGAIN, UNSTEADY, most_measurements
 from modelops.goals.space import MB, Way
 from modelops.goals.targets import Probed, missed, score, workload_of
 from modelops.goals.values import Act, End, Ending, ModelSeen, Wait
@@ -61,6 +61,40 @@ def test_the_present_way_is_measured_in_every_round(tmp_path: Path) -> None:
     assert all(given["requests"] % 4 == 0 for given in measured), "whole waves"
     grow = [given["requests"] for given in measured if given["stage"] == "settings"]
     assert grow == sorted(grow) and grow[-1] > grow[0]
+
+
+def test_a_round_in_which_the_present_way_was_unsteady_is_made_again(tmp_path: Path) -> None:
+    def shaken() -> bool:
+        """Whether the second round of formats is made for the first time."""
+        made = [step.action.arguments for step in tuned.steps if step.action.arguments.get("stage") == "formats"]
+        return [given["round"] for given in made] == [0]
+
+    def beside(way: Way) -> float:
+        return rate(way) * (0.3 if shaken() and way.weights == "Q8_0" else 1.0)
+
+    tuned = pursue(tmp_path, rate=beside, sways=lambda act: 0.5 if shaken() else 1.0)
+    end = tuned.run()
+    assert end.result["applied"]["weights"] == "Q8_0"
+    again = [step for step in tuned.steps if step.action.arguments.get("again")]
+    assert len(again) == 1
+    assert again[0].why.startswith("once more, as the present way itself was 100% faster once than the other time")
+    before = tuned.steps[again[0].number - 2].action.arguments
+    assert again[0].action.arguments == {**before, "again": True}
+
+
+@pytest.mark.parametrize("sway", [0.8, 1.25, 0.0])
+def test_where_nothing_is_ever_steady_the_search_still_ends(tmp_path: Path, sway: float) -> None:
+    tuned = pursue(tmp_path, sways=lambda act: sway)
+    assert tuned.run().status == "completed"
+    again = [step.action.arguments for step in tuned.steps if step.action.arguments.get("again")]
+    assert len(again) == MOST_AGAIN
+    assert len({(given["stage"], given["round"]) for given in again}) == MOST_AGAIN, "each but once"
+
+
+def test_a_little_noise_is_no_reason_to_measure_again(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path, sways=lambda act: 1 / (UNSTEADY - 0.01))
+    tuned.run()
+    assert not [step for step in tuned.steps if step.action.arguments.get("again")]
 
 
 def test_nothing_is_applied_where_nothing_is_faster(tmp_path: Path) -> None:
@@ -417,6 +451,7 @@ def test_the_lengths_of_real_requests_are_guessed() -> None:
         st.integers(1, 32),
     ),
     formats=st.lists(st.sampled_from(["Q8_0", "Q4_0", "Q5_0"]), max_size=5),
+    sways=st.lists(st.sampled_from([1.0, 1.0, 0.5, 3.0]), min_size=1, max_size=7),
 )
 def test_a_goal_ends_within_its_measurements_and_applies_only_what_is_better(
     tmp_path_factory: pytest.TempPathFactory,
@@ -424,15 +459,17 @@ def test_a_goal_ends_within_its_measurements_and_applies_only_what_is_better(
     target: dict[str, Any],
     workload: dict[str, int],
     formats: list[str],
+    sways: list[float],
 ) -> None:
     def found(way: Way) -> float:
         number = sum(map(ord, way.words(PRESENT))) % 61
         return 1.0 if way == PRESENT else rates.get(number, 1.0)
 
-    tuned = pursue(
+    tuned: Tuned = pursue(
         tmp_path_factory.getbasetemp(),
         {**target, "workload": workload, "formats": formats, "draft_model_name": "d", "watch_seconds": 1},
         rate=found,
+        sways=lambda act: sways[len(tuned.steps) % len(sways)],
     )
     end = tuned.run()
     assert tuned.measurements <= most_measurements(len(formats))

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelops.api.goals import ServingObjective
 from modelops.goals import serving
-from modelops.goals.sampling import turns
+from modelops.goals.sampling import together, turns
 from modelops.goals.space import MB, Measured, Way
 from modelops.goals.targets import ServingFacts
 from modelops.goals.values import Act, End, ModelSeen, Pursued, Seen, Step, Wait
@@ -49,13 +49,15 @@ def gives(rate: float) -> Measured:
 @dataclass
 class Tuned:
     """A goal; `rate` says how many requests per second a way answers, 0 for one that cannot be measured; `loses` what
-    a format does; `breaks` what step cannot be done, and why."""
+    a format does; `breaks` what step cannot be done, and why; `sways` how often the rate the present way answers at the
+    beginning of a round it answers at its end."""
 
     objective: ServingObjective
     facts: ServingFacts
     rate: Callable[[Way], float]
     loses: Mapping[str, float] = field(default_factory=dict)
     breaks: Callable[[Act], str] = lambda act: ""
+    sways: Callable[[Act], float] = lambda act: 1.0
     model: ModelSeen = field(default_factory=lambda: ModelSeen("m", version="v1", status="loaded"))
     steps: list[Step] = field(default_factory=list)
     elapsed: float = 0.0
@@ -99,7 +101,11 @@ class Tuned:
         given = act.action.arguments
         if act.action.kind == "measure":
             ways = [Way.from_json(each) for each in given["ways"]]
-            return {"measured": [self._measured(way, given["pairs"]) for way in ways]}
+            measured = [self._measured(way, given["pairs"]) for way in ways]
+            if given["pairs"] == 1 and len(ways) > 1:  # it begins and ends with the present way
+                samples = [gives(self.rate(ways[0]) * times).to_json() for times in (1.0, self.sways(act))]
+                measured[0] = together(samples)
+            return {"measured": measured}
         if act.action.kind == "rewrite":
             loses = self.loses.get(given["weights"] or given["cache_type"], 0.0)
             return {"kept": loses <= self.objective.max_perplexity_increase, "increase": loses}

@@ -15,6 +15,11 @@ from modelops.goals.values import Act, Action, Decision, End, Pursued, Step
 #: Without a target of speed, a way is applied that is so much faster than the present one, in the last pairs.
 FASTER = 1.03
 PAIRS = 5
+#: A round is made again where the present way, which it begins and ends with, was so much faster once than the other
+#: time: something else ran meanwhile, and who was measured beside it fell back for nothing.
+UNSTEADY = 1.15
+#: So many rounds of a goal are at most: where nothing is ever steady, the last pairs must do.
+MOST_AGAIN = 3
 _STAGES = ("formats", "settings", "together")
 _SAID = {
     "formats": "other formats of the weights",
@@ -26,7 +31,8 @@ _SAID = {
 def most_measurements(formats: int) -> int:
     """More are never made of one version, those that failed not counted, where so many formats are given."""
     stages = (formats, space.MOST_WAYS, space.MOST_TOGETHER)
-    return 1 + sum(map(space.measurements, stages)) + len(stages) * 2 * PAIRS
+    again = MOST_AGAIN * (space.MOST_WAYS + 3)
+    return 1 + sum(map(space.measurements, stages)) + again + len(stages) * 2 * PAIRS
 
 
 class Search:
@@ -130,6 +136,8 @@ class Search:
     def _stage(self, stage: str, ways: Sequence[Way], centre: Way) -> Act | None:
         """The next round of the stage, None where it has ended."""
         rounds = self._rounds(stage)
+        if rounds and (again := self._again(rounds[-1])):
+            return again
         left = tuple(ways)[: space.MOST_WAYS]
         for done, step in enumerate(rounds, start=1):
             if space.over(len(left), done):
@@ -156,6 +164,15 @@ class Search:
             said = f"the better {len(left)} are measured for longer: {_SAID[stage]}"
         return self._measure(given, said)
 
+    def _again(self, step: Step) -> Act | None:
+        """The round once more, where little can be said by it and it was made only once."""
+        given = step.action.arguments
+        made = sum(bool(each.action.arguments.get("again")) for each in self._steps)
+        if self._sway(step) < UNSTEADY or len(self._made(given["stage"], given["round"])) > 1 or made >= MOST_AGAIN:
+            return None
+        said = f"once more, as the present way itself was {self._sway(step) - 1:.0%} faster once than the other time"
+        return self._measure({**given, "again": True}, f"{said}: {_SAID[given['stage']]}")
+
     def _pairs(self, best: Way) -> Act:
         given = {
             "stage": "final",
@@ -176,11 +193,24 @@ class Search:
         waves = math.ceil(min(rate * self._facts.sample_s * times, 1e4) / self._at_once)
         return max(1, waves) * self._at_once
 
+    def _made(self, stage: str, number: int | None = None) -> list[Step]:
+        """The measurements of a stage, or of one round of it."""
+        ours = [step for step in self._steps if step.action.arguments["stage"] == stage]
+        return [step for step in ours if number in (None, step.action.arguments["round"])]
+
     def _rounds(self, stage: str) -> list[Step]:
-        return [step for step in self._steps if step.action.arguments["stage"] == stage]
+        """The rounds of a stage; of one that was made again, when it was steadier."""
+        numbers = dict.fromkeys(step.action.arguments["round"] for step in self._made(stage))
+        return [min(self._made(stage, number), key=self._sway) for number in numbers]
+
+    def _sway(self, step: Step) -> float:
+        """How much faster the present way was once in a round than another time."""
+        told = step.result["measured"][0]
+        found = [score(self._objective, Measured.from_json(each)) for each in told.get("samples", [told])]
+        return max(found) / min(found) if min(found) else math.inf
 
     def _final(self, best: Way) -> Step | None:
-        return next((step for step in self._rounds("final") if ways_of(step)[1] == best), None)
+        return next((step for step in self._made("final") if ways_of(step)[1] == best), None)
 
     def _measured(self, step: Step) -> list[Measured | None]:
         return [measured_of(each) for each in step.result["measured"]]
@@ -244,7 +274,7 @@ class Search:
 
     def _without(self) -> End:
         """Nothing is applied."""
-        finals = self._rounds("final")
+        finals = self._made("final")
         present, best = self._measured(finals[-1]) if finals else (self._measured(self._steps[-1])[0], None)
         reached = best or present
         if reached is not None:
