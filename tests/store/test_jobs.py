@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+from sqlalchemy import insert
 
 from modelops.store.jobs import JobRow
-from store.durables import JOB, Queries, claimed
+from modelops.store.tables import learning_job_events
+from store.durables import JOB, Queries, Store, added, claimed
 
 pytestmark = pytest.mark.parametrize("sort", ["jobs"], indirect=True)
 
@@ -55,6 +58,27 @@ async def test_what_its_worker_notes_of_a_job_is_there_for_the_next(queries: Que
     assert paused and (paused.step, paused.paused) == ("train", True)
     row = await claimed(queries, now=15.0)
     assert (row.step, row.paused) == ("train", False), "nobody has paused it yet"
+
+
+@pytest.mark.parametrize("many", [500, 501, 1700])
+async def test_of_progress_a_job_that_has_ended_keeps_its_curve(store: Store, queries: Queries, many: int) -> None:
+    await added(queries, JOB, replace(JOB, id="other"))
+    said = [("warning" if number % 2 else "progress", number) for number in range(1, 2 * many + 1)]
+    written = [
+        {"of": of, "number": number, "at": 1.0, "kind": kind} for of in ("row", "other") for kind, number in said
+    ]
+    async with (await store.engine()).begin() as connection:
+        await connection.execute(insert(learning_job_events), written)
+    row = await claimed(queries)
+    assert len(await queries.events("row", limit=9999)) == 2 * many, "while it is worked on all are there"
+    assert await queries.end("row", row.fence, "completed", 4.0, result={})
+    events = await queries.events("row", limit=9999)
+    assert [event.number for event in events if event.kind != "progress"] == [*range(1, 2 * many, 2), 2 * many + 1]
+    kept = [event.number for event in events if event.kind == "progress"]
+    assert kept[-1] == 2 * many, "the last is among them"
+    assert many / 4 <= len(kept) <= 500
+    assert len({after - before for before, after in pairwise(kept)}) == 1, "evenly"
+    assert len(await queries.events("other", limit=9999)) == 2 * many
 
 
 @pytest.mark.parametrize("ended", [True, False])

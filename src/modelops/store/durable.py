@@ -270,6 +270,7 @@ class DurableQueries(Generic[R]):
             row = self._made(found) if found else None
             if row and told and row.status in ENDED:
                 await self._say(connection, row.id, told)
+                await self._thin_out(connection, row.id)
             return row
 
     async def _say(self, connection: AsyncConnection, row_id: str, said: Mapping[str, Any]) -> int:
@@ -282,6 +283,20 @@ class DurableQueries(Generic[R]):
             old = (events.c.of == row_id) & (events.c.number <= last - newest)
             await connection.execute(delete(events).where(old))
         return last
+
+    async def _thin_out(self, connection: AsyncConnection, row_id: str) -> None:
+        """Of a row's events of progress only as many stay as its kind keeps."""
+        if self._kind.progress is None:
+            return
+        events = self._events.c
+        ours = (events.of == row_id) & (events.kind == "progress")
+        count = (await connection.execute(select(func.count()).select_from(self._events).where(ours))).scalar_one()
+        every = -(-count // self._kind.progress)
+        if every > 1:
+            place = (func.row_number().over(order_by=events.number.desc()) - 1).label("place")
+            placed = select(events.number, place).where(ours).subquery()
+            gone = select(placed.c.number).where(placed.c.place % every != 0)
+            await connection.execute(delete(self._events).where((events.of == row_id) & events.number.in_(gone)))
 
     @contextlib.asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncConnection]:

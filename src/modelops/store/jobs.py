@@ -31,6 +31,7 @@ _JOBS = Kind(
     working="running",
     noted=frozenset({"step", "progress", "metrics", "message", "paused"}),
     free={"paused": False},
+    progress=500,  # enough for a curve; while a job is worked on there are two in a second
 )
 
 

@@ -71,3 +71,5 @@ class Kind(Generic[R]):
     cleared: bool = False
     #: How many of a row's events are kept, the newest; None: all.
     newest: int | None = None
+    #: How many events of progress a row that has ended keeps, evenly from all of them, the last too; None: all.
+    progress: int | None = None
