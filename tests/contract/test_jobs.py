@@ -31,7 +31,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("jobs")
     keep(folder / "data")
     env = {"MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0", "MODELOPS_SERVER__MAX_BODY_BYTES": str(LIMIT)}
-    with serving(folder / "data", links=[("m", tiny_gguf(folder / "m.gguf"))], fake={}, env=env) as running:
+    names = ("m", *(f"m-{transport}" for transport in TRANSPORTS))
+    links = [(name, tiny_gguf(folder / "m.gguf")) for name in names]
+    with serving(folder / "data", links=links, fake={}, env=env) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 
@@ -123,6 +125,20 @@ def test_rows_that_are_too_many_are_put_into_a_file(transport: str, clients: dic
     assert "dataset_path" in answer.message
     other = clients[transport].call("infer", {"model_name": "m", "input_text": "x" * (LIMIT + 1)})
     assert (other.code, "dataset_path" in other.message) == ("too_large", False)
+
+
+@each_transport
+def test_what_a_job_is_about_is_not_removed_before_it_has_ended(transport: str, clients: dict[str, Wire]) -> None:
+    wire, model = clients[transport], f"m-{transport}"
+    first, second = [wire.ok("create_job", **(JUDGED | {"model_name": model})).job_id for _ in range(2)]
+    for job_id in (first, second):
+        for version in ("v1", "all"):
+            answer = wire.call("remove_version", {"model_name": model, "model_version": version})
+            assert (answer.code, answer.details) == ("conflict", {"job_id": job_id}), answer.seen
+            assert f"'{model}' v1 is trained or judged by the learning job {job_id}; cancel that" in answer.message
+        assert wire.ok("get_model", model_name=model).status == "available"
+        wire.ok("cancel_job", job_id=job_id)
+    assert list(wire.ok("remove_version", model_name=model, model_version="all").removed) == [f"{model} v1"]
 
 
 # --- told ---

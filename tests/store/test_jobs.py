@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import insert
 
-from modelops.store.jobs import JobRow
+from modelops.store.jobs import JobQueries, JobRow
 from modelops.store.tables import learning_job_events
 from store.durables import JOB, Queries, Store, added, claimed
 
@@ -100,6 +100,17 @@ async def test_all_jobs_are_listed_whether_they_have_ended_or_not(queries: Queri
     await claimed(queries)
     assert await queries.end("row", 1, "completed", 11.0, result={})
     assert [row.id for row in await queries.all()] == ["other", "row"]
+
+
+async def test_jobs_are_open_until_they_have_ended(queries: Queries) -> None:
+    assert isinstance(queries, JobQueries)
+    await added(queries, *(replace(JOB, id=name) for name in ("ended", "cancelled", "running", "pending")))
+    for _ in range(3):
+        row = await claimed(queries)
+    assert await queries.end("ended", row.fence, "failed", 11.0, result={})
+    await queries.ask_cancel("pending", "", 12.0)
+    await queries.ask_cancel("cancelled", "it ends soon", 12.0)
+    assert [(row.id, row.status) for row in await queries.open()] == [("running", "running"), ("cancelled", "running")]
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -66,6 +66,10 @@ class Jobs:
         """Jobs that are being worked on here."""
         return self._runner.running
 
+    async def in_use(self) -> dict[tuple[str, str], str]:
+        """The versions, as (model, label), that unfinished jobs train or judge; of each the first job's id."""
+        return {(row.model_name, row.request["model_version"]): row.id for row in await self._queries.open()}
+
     def prune(self, digests: Collection[str]) -> tuple[list[str], int]:
         """Delete what was made of models that have none of `digests`; what, and the bytes that this gave back."""
         return self._folders.prune(digests)

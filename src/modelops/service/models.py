@@ -217,6 +217,14 @@ class Models:
         if adapters := await pool.adapters.orphaned(chosen):
             names = ", ".join(f"'{found.model_name}' {found.label}" for found in adapters)
             raise Conflict(f"adapters were made for what would be removed: {names}; remove them first")
+        working = await self._parts.jobs.in_use()
+        if busy := next((found for found in chosen if (name, found.label) in working), None):
+            job_id = working[name, busy.label]
+            raise Conflict(
+                f"'{name}' {busy.label} is trained or judged by the learning job {job_id}; cancel that, or wait until "
+                "it has ended",
+                details={"job_id": job_id},
+            )
         freed = await catalog.remove(chosen, pool.unused)
         if not catalog.knows(name):
             self._parts.metrics.forget(name)

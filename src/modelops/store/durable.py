@@ -252,7 +252,7 @@ class DurableQueries(Generic[R]):
             row = (await connection.execute(select(*self._whole).where(chosen))).first()
             return self._made(row) if row else None
 
-    async def _listed(self, chosen: ColumnElement[bool], limit: int) -> list[R]:
+    async def _listed(self, chosen: ColumnElement[bool], limit: int | None) -> list[R]:
         newest = select(*self._whole).where(chosen).order_by(self._rows.c.number.desc()).limit(limit)
         async with self._database.connect() as connection:
             found = (await connection.execute(newest)).all()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from modelops.store.durable import DurableQueries, DurableRow, EventRow, Kind
+from modelops.store.durable import ENDED, DurableQueries, DurableRow, EventRow, Kind
 from modelops.store.tables import learning_job_events, learning_jobs
+from modelops.store.whole import whole
 
 __all__ = ["EventRow", "JobQueries", "JobRow"]
 
@@ -40,3 +41,8 @@ class JobQueries(DurableQueries[JobRow]):
 
     def __init__(self, database: AsyncEngine) -> None:
         super().__init__(database, _JOBS)
+
+    @whole
+    async def open(self) -> list[JobRow]:
+        """All jobs that have not ended, the newest first."""
+        return await self._listed(learning_jobs.c.status.not_in(ENDED), None)
