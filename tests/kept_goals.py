@@ -98,7 +98,7 @@ def keep_goal(data_dir: Path, goal: GoalRow = GOAL, events: Sequence[EventRow] =
     asyncio.run(write_goals(data_dir, kept))
 
 
-async def write_goals(data_dir: Path, write: Callable[[GoalQueries], Awaitable[None]]) -> None:
+async def write_goals(data_dir: Path, write: Callable[[GoalQueries], Awaitable[object]]) -> None:
     """Write to the state file, as another coordinator that pursues goals would; also while one has it."""
     database = await open_database(data_dir / "state.db", Metrics(enabled=False))
     try:

@@ -47,7 +47,7 @@ def keep(data_dir: Path, job: JobRow = JOB, events: Sequence[EventRow] = EVENTS)
     asyncio.run(written(data_dir, kept))
 
 
-async def written(data_dir: Path, write: Callable[[JobQueries], Awaitable[None]]) -> None:
+async def written(data_dir: Path, write: Callable[[JobQueries], Awaitable[object]]) -> None:
     """Write to the state file, as another coordinator that works on jobs would; also while one has it."""
     database = await open_database(data_dir / "state.db", Metrics(enabled=False))
     try:

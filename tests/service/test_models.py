@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kept_goals import request, write_goals
+from kept_jobs import written as write_jobs
 from modelops.api import types
 from modelops.api.errors import (
     AlreadyLoaded,
@@ -19,9 +22,13 @@ from modelops.api.errors import (
     ModelOpsError,
     NotFound,
 )
+from modelops.learning.folders import Folders
 from modelops.service import Coordinator
+from modelops.store.goals import GoalRow
+from modelops.store.jobs import JobRow
 from service.asking import EMPTY, Start, ask, call, load, model, until, versions
-from support import tiny_gguf
+from store.durables import added
+from support import put, tiny_gguf
 
 SOURCE = "https://127.0.0.1:1/there-is-none.gguf"  # an address of this machine: refused, without a connection
 
@@ -297,3 +304,26 @@ async def test_pruning_removes_what_nothing_needs(door: Coordinator, models: Pat
     assert not copy.exists()
     assert not written.exists()
     assert [version.model_version for version in await versions(door)] == ["v1"]
+
+
+async def test_pruning_leaves_the_rewrites_of_models_that_are_trained(
+    start: Start, models: Path, tmp_path: Path
+) -> None:
+    async with start(learning={"max_parallel_jobs": 0}, goals={"max_active": 0}) as parts:
+        door, catalog, rewrites = parts.coordinator, parts.coordinator._parts.catalog, {}
+        for name in ("m", "of-a-job", "ended", "of-a-goal", "served"):
+            tiny_gguf(models / f"{name}.gguf", general__name=name)
+            version = await catalog.digest(await catalog.find(name))
+            rewrites[name] = put(version.file, Folders(tmp_path / "learning").base(version.digest))
+        job = JobRow("job", "lora", "of-a-job", created_at=1.0, request={"model_version": "v1"})
+        jobs = [job, replace(job, id="ended", model_name="ended", status="completed")]
+        await write_jobs(tmp_path, lambda queries: added(queries, *jobs))
+        wished = [("quality", "of-a-goal"), ("serving", "served")]
+        goals = [
+            GoalRow(of, created_at=1.0, title=of, goal_type=of, request=request({"model_name": name}))
+            for of, name in wished
+        ]
+        await write_goals(tmp_path, lambda queries: added(queries, *goals))
+        removed = (await door.prune(call(), EMPTY)).removed
+        assert (len(removed), "rewritten base" in removed[0]) == (3, True)
+        assert [name for name, file in rewrites.items() if file.exists()] == ["of-a-job", "of-a-goal"]

@@ -211,7 +211,7 @@ def rm(client: Client, model: str, version: str, as_json: bool) -> None:
 def prune(client: Client, as_json: bool) -> None:
     """Remove what nothing needs.
 
-    Abandoned downloads, unused quantised copies, versions without a file.
+    Abandoned downloads, unused quantised copies, what training wrote beside its models, versions without a file.
     """
     found = client.prune()
     if as_json:

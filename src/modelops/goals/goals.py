@@ -142,6 +142,11 @@ class Goals:
         goals = await asyncio.to_thread(lambda: [told(row, _STEPS_IN_A_LIST) for row in rows])
         return [goal for goal in goals if not begun or goal.status == status]
 
+    async def trained(self) -> set[str]:
+        """The models that goals which have not ended train."""
+        rows = await self._queries.all(None)
+        return {str(row.request["objective"]["model_name"]) for row in rows if row.goal_type == "quality"}
+
     async def get(self, goal_id: str) -> Goal:
         """One goal as it stands. Raises NotFound."""
         return told(await self._of(goal_id))

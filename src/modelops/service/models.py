@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from modelops.api import types
@@ -235,11 +235,12 @@ class Models:
         """Remove what nothing needs."""
         catalog = self._parts.catalog
         removed, freed = await catalog.prune()
-        digests = {version.digest for name in catalog.names() for version in catalog.versions(name)}
+        versions = [version for name in catalog.names() for version in catalog.versions(name)]
+        digests = {version.digest for version in versions}
         copies, more = await asyncio.to_thread(self._parts.quantised.prune, digests)
         formats = Formats(catalog, self._parts.settings.data_dir / FOLDER)
         written, much = await asyncio.to_thread(formats.prune, digests)
-        bases, most = await asyncio.to_thread(self._parts.jobs.prune, digests)
+        bases, most = await asyncio.to_thread(self._parts.jobs.prune, await self._trained(versions))
         removed += [*copies, *written, *bases]
         return types.Removal(removed=removed, freed_mb=(freed + more + much + most) // MB)
 
@@ -248,6 +249,15 @@ class Models:
         return self._info(version.model_name)
 
     # --- helpers ---
+    async def _trained(self, versions: Sequence[Version]) -> set[str]:
+        """The digests of those of `versions` that jobs, or goals, which have not ended train."""
+        jobs, goals = await self._parts.jobs.in_use(), await self._parts.goals.trained()
+        return {
+            version.digest
+            for version in versions
+            if version.model_name in goals or (version.model_name, version.label) in jobs
+        }
+
     def _name(self, request: _About) -> str:
         return self._parts.catalog.resolve(request.model_name)
 
