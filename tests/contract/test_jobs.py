@@ -48,9 +48,10 @@ def test_a_create_that_is_repeated_creates_nothing_more(transport: str, called: 
     wire, before = called[transport], len(ids(called["rest"]))
     wire.create_key = f"once over {transport}"
     first = wire.ok("create_job", **JUDGED)
-    assert first.job_id
+    assert (first.job_id != "", first.plan.rows) == (True, 2)
     turned = [dict(reversed(row.items())) for row in ROWS]  # objects have no order, and over gRPC any
-    assert wire.ok("create_job", **(JUDGED | {"dataset": turned})).job_id == first.job_id
+    again = wire.ok("create_job", **(JUDGED | {"dataset": turned}))
+    assert (again.job_id, again.HasField("plan")) == (first.job_id, False)
     for other in called.values():  # however it came
         other.create_key = wire.create_key
         assert other.ok("create_job", **JUDGED).job_id == first.job_id
