@@ -125,7 +125,10 @@ def test_a_job_is_created_of_a_file_that_is_here(run: Run, client: Client, rows:
 def test_a_file_of_the_coordinator_is_named_by_its_path(run: Run, client: Client) -> None:
     told = said(run("jobs create evaluate m --data-path theirs.jsonl --json"))
     assert json.loads(told)["plan"]["rows"] == 1
-    assert "dataset_path" in said(run("jobs create evaluate m --data-path none.jsonl"), 1)
+    told = said(run("jobs create evaluate m --data-path none.jsonl"), 1)
+    assert (
+        "--data-path: there is no such file under the dataset roots (<data_dir>/datasets, and learning.roots)" in told
+    )
     before = len(client.list_jobs())
     dry = said(run("jobs create evaluate m --data-path theirs.jsonl --dry-run"))
     assert re.fullmatch(r"nothing was created; it would be evaluate of m: 1 rows, .*\n", dry)
@@ -150,13 +153,23 @@ def test_what_is_repeated_with_its_key_is_created_once(run: Run, rows: Path) -> 
         ("--data {rows} --set max_tokens.x=5", "max_tokens"),
         ("--data {rows} --set max_tokens=NaN", "'max_tokens' has got a value that is no JSON: there is no NaN in it"),
         ("--data {rows} --set system=\ud800", "not valid Unicode"),
+        ("--data {rows} --as m:x", "--as: a job of type evaluate publishes nothing; leave it out"),
+        ("--data {rows} --as 'a b'", "--as: must begin with a letter or a digit, and have only these and . _"),
+        ("--data {rows} --eval {rows}", "--eval: a job of type evaluate judges the rows of --data; leave it out"),
+        ("--data {wrong}", "--data: row 2: unknown field 'dataset'; "),
+        (
+            "--data-path ../x",
+            r"--data-path leads outside the dataset roots \(<data_dir>/datasets, and learning.roots\);",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_created(
     options: str, told: str, run: Run, client: Client, rows: Path
 ) -> None:
     before = len(client.list_jobs())
-    assert re.search(told, said(run(f"jobs create evaluate m {options.format(rows=rows)}"), 2))
+    wrong = rows.with_name("wrong.jsonl")
+    wrong.write_text('{"text": "one"}\n{"text": "two", "dataset": ""}\n')
+    assert re.search(told, said(run(f"jobs create evaluate m {options.format(rows=rows, wrong=wrong)}"), 2))
     assert len(client.list_jobs()) == before
 
 
@@ -164,9 +177,15 @@ def test_rows_that_are_too_many_to_send_are_put_where_the_coordinator_finds_them
     file = tmp_path / "many.jsonl"
     file.write_text(json.dumps({"text": "x" * 1000}) + "\n")
     file.write_text(file.read_text() * 1100)
-    assert "put the rows into a file under one of the dataset roots" in said(
-        run(f"jobs create evaluate m --data {file}"), 1
-    )
+    told = said(run(f"jobs create evaluate m --data {file}"), 1)
+    assert "put the rows into a file under one of the dataset roots (<data_dir>/datasets, and learning.roots)" in told
+    assert "and name it with --data-path" in told
+
+
+def test_warnings_speak_of_what_was_written(run: Run, rows: Path) -> None:
+    rows.write_text(rows.read_text().rstrip() + '\n{"text": "one"}\n')
+    made = run(f"jobs create evaluate m --data {rows} --dry-run")
+    assert (made.exit_code, made.stderr) == (0, "warning: 1 rows are in --data twice: lines 2 and 3\n")
 
 
 # --- list and show ---

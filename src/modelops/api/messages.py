@@ -45,6 +45,9 @@ Name = Annotated[str, Field(min_length=1, max_length=128), *_checked]
 Stop = Annotated[str, Field(min_length=1), *_checked]
 Passage = Annotated[str, Field(min_length=1, max_length=32_768), *_checked]
 
+#: What a model may be called.
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:@+-]*"
+
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _TIME = rf"^-?(?:{_NUMBER}(?:[eE][+-]?[0-9]+)?|(?:{_NUMBER}(?:ms|h|m|s))+)$"
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -150,6 +153,8 @@ def _explain(error: ValidationError) -> list[str]:
         name = ".".join(str(part)[:64] for part in fault["loc"])
         said = fault["msg"].removeprefix("Value error, ")  # which is what the library says before our own words
         said = f"{said[0].lower()}{said[1:]}"
+        if MODEL_NAME in fault.get("ctx", {}).get("pattern", ""):
+            said = "must begin with a letter or a digit, and have only these and . _ : @ + - in it"
         faults.append(f"{name}: {said}" if name else said)  # what is wrong with several together names them itself
     return faults
 

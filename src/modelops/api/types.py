@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from modelops.api.messages import (
+    MODEL_NAME,
     KeepAlive,
     MinP,
     Name,
@@ -137,7 +138,7 @@ class RerankResponse(Response):
 class ModelLoadRequest(Request):
     """Load a model, and register it first when `model_path` names a file that is not registered yet."""
 
-    model_name: Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]*$", examples=["new-model"])
+    model_name: Name = Field(pattern=rf"^{MODEL_NAME}$", examples=["new-model"])
     model_path: Text = Field(
         "",
         max_length=4096,
@@ -311,7 +312,7 @@ class ModelExplanation(Response):
 class RegisterVersionRequest(Request):
     """Register a file or source as the next version of a model, without loading or activating it."""
 
-    model_name: Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]*$")
+    model_name: Name = Field(pattern=rf"^{MODEL_NAME}$")
     model_path: Text = Field(
         min_length=1, max_length=4096, description="A file under one of the model roots, or a source."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelops.cli.common import FAILED, client_command, main
-from modelops.cli.sets import RowSet, options, rows
+from modelops.cli.sets import RowSet, by_options, errors_by_options, options, rows
 from modelops.cli.terminal import print_json, print_table, spinner
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _SETS = (
     RowSet("eval", "eval_dataset", "Held-out rows, which show how good it has become"),
     RowSet("regression", "regression_dataset", "Rows of other things, which show what it has lost"),
 )
+_OTHERS = {"output_model_name": "--as"}
 
 
 @main.group()
@@ -67,16 +68,17 @@ def create(
     from modelops.cli.jobwords import plan
     from modelops.cli.rows import parameters
 
-    job = client.create_job(
-        job_type,
-        model,
-        idempotency_key=idempotency_key,
-        parameters=parameters(job_type, written),
-        output_model_name=output_model_name,
-        priority=priority,
-        dry_run=dry_run or None,
-        **_rows(sets),
-    )
+    given = {"parameters": parameters(job_type, written), **_rows(sets)}
+    with errors_by_options(_SETS, _OTHERS):
+        job = client.create_job(
+            job_type,
+            model,
+            idempotency_key=idempotency_key,
+            output_model_name=output_model_name,
+            priority=priority,
+            dry_run=dry_run or None,
+            **given,
+        )
     if watches and not dry_run:
         _watch(client, job, as_json=as_json)
         return
@@ -84,7 +86,7 @@ def create(
         print_json(job)
         return
     for warning in job.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {by_options(warning, _SETS, _OTHERS)}", err=True)
     if dry_run:
         click.echo(f"nothing was created; it would be {plan(job)}")
     else:
