@@ -18,12 +18,14 @@ PAIRS = [
     for n in range(16)
 ]
 HELD_OUT = [{"prompt": f"the colour of {n}?", "completion": WORDS[n % 4]} for n in range(4)]
+TOO_LONG = {"prompt": "the colour of " + "a " * 400, "chosen": "red", "rejected": "green"}
 PARAMETERS = {
     "steps": 12,
     "batch_size": 4,
     "rank": 4,
     "learning_rate": 0.01,
     "max_length": 128,
+    "over_length": "drop",
     "weights": "F16",
     "evaluation": {"metrics": ["f1", "perplexity"], "max_tokens": 4},
 }
@@ -36,7 +38,7 @@ def test_preferences_make_the_models_next_version_which_answers_when_it_is_told_
     env = {"MODELOPS_LEARNING__THREADS": "1"}
     with serving(tmp_path, links=[("tiny", tiny)], env=env) as served, client(served) as asked:
         before = asked.infer("tiny", "the colour of 1?", max_tokens=4, temperature=0.0)
-        job = ended(asked, "dpo", dataset=PAIRS, eval_dataset=HELD_OUT, parameters=PARAMETERS)
+        job = ended(asked, "dpo", dataset=[*PAIRS, TOO_LONG], eval_dataset=HELD_OUT, parameters=PARAMETERS)
         assert (job.result["model_name"], job.result["model_version"]) == ("tiny", "v2")
         assert job.result["active"] is False
         assert {"before", "after", "paired"} == job.result["scores"]["held_out"].keys()
@@ -45,6 +47,8 @@ def test_preferences_make_the_models_next_version_which_answers_when_it_is_told_
             assert compared["wins"] + compared["losses"] + compared["ties"] == len(HELD_OUT)
             assert 0 < compared["p_loses"] <= 1
         assert job.result["base_version"] == "v1"
+        assert (job.result["rows"], job.result["dropped"]) == (len(PAIRS), 1)
+        assert "1 rows have more than 128 tokens and are left out: line 17" in job.warnings
         assert job.result["parity"]["merged"]["positions"] > 0
         again = asked.infer("tiny", "the colour of 1?", max_tokens=4, temperature=0.0)
         assert (again.model_version, again.output_text) == ("v1", before.output_text), "nobody has asked for it yet"
@@ -60,6 +64,7 @@ def test_preferences_make_the_models_next_version_which_answers_when_it_is_told_
         kept = {version.model_version: version for version in asked.versions("tiny")}
         assert kept["v2"].active
         assert kept["v2"].lineage["job_id"] == job.job_id
+        assert (kept["v2"].lineage["rows"], kept["v2"].lineage["dropped"]) == (len(PAIRS), 1)
         assert kept["v2"].lineage["scores"] == job.result["scores"]
         assert kept["v2"].lineage["base_digest"] == kept["v1"].digest
         asked.roll_back("tiny")

@@ -147,7 +147,9 @@ class LearningJob(Response):
     output_model_name: str = ""
     priority: Priority = "medium"
     attempts: int = Field(0, description="Times that it was begun, or went on after a crash or a restart.")
-    warnings: list[str] = []
+    warnings: list[str] = Field(
+        [], description="What its result may suffer from, as far as it is known: also what the training has warned of."
+    )
     message: str = Field("", description="Why it waits, where it does.")
     plan: JobPlan | None = None
 

@@ -22,6 +22,7 @@ from modelops.learning import datasets
 from modelops.learning.checks import Checked, Rows, check
 from modelops.learning.folders import Folders
 from modelops.learning.runner import Runner
+from modelops.learning.telling import warnings
 from modelops.metrics import Metrics
 from modelops.metrics.families import JOBS
 from modelops.serving.catalog import Catalog
@@ -222,7 +223,7 @@ def told(row: JobRow, *, paused: bool = False) -> LearningJob:
         output_model_name=row.output_model_name,
         priority=next(name for name, value in PRIORITIES.items() if value == row.priority),
         attempts=row.attempts,
-        warnings=list(row.request.get("warnings", ())),
+        warnings=warnings(row),
         message=row.message if row.status == "running" else "",
     )
 

@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 #: Which part of the whole each step is, for the progress that is shown: training takes nearly all of the time.
 _SHARES = {"validate": 1, "prepare": 2, "train": 80, "convert": 2, "parity": 5, "evaluate": 10, "publish": 1}
 _TELL_S = 0.5  # between two events of progress
+_WARNED = "warnings"  # in the memo, where else the results of steps are
+
+
+def warnings(row: JobRow) -> list[str]:
+    """What stays with the job, because its result may suffer: known when it was created, and told while it ran."""
+    return [*row.request.get("warnings", ()), *row.memo.get(_WARNED, {}).get("said", ())]
 
 
 class Telling:
@@ -39,6 +45,7 @@ class Telling:
         self._heard: list[Said] = []
         self._ended = asyncio.Event()
         self._metrics = dict(row.metrics)
+        self._warned = list(row.memo.get(_WARNED, {}).get("said", ()))
 
     async def begin(self, step: str) -> None:
         """The job does another thing now."""
@@ -81,10 +88,12 @@ class Telling:
         self._changed(self._row.id)
 
     async def _write(self) -> None:
-        while not self._ended.is_set():
+        ended = False
+        while not ended:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TELL_S):
                     await self._ended.wait()
+            ended = self._ended.is_set()  # seen before what was said is taken: the last of it is written, too
             heard, self._heard = self._heard, []
             try:
                 await self._write_down(heard)
@@ -93,6 +102,8 @@ class Telling:
 
     async def _write_down(self, heard: Sequence[Said]) -> None:
         for said in heard:
+            if said.kind == "warning":
+                await self._keep(said.message)
             if said.kind != "progress":
                 await self.event(said.kind, message=said.message)
         if progress := [said for said in heard if said.kind == "progress"]:
@@ -100,6 +111,14 @@ class Telling:
             self._metrics |= newest.metrics  # of a job that has ended, how its training went is still told
             await self.note(progress=self._share(newest.done / max(newest.total, 1)), metrics=self._metrics)
             await self.event("progress", message=newest.message, metrics=newest.metrics)
+
+    async def _keep(self, warning: str) -> None:
+        """A step that is done again may say the same again."""
+        if warning not in self._warned:
+            kept = [*self._warned, warning]
+            if not await self._queries.memorise(self._row.id, self._row.fence, _WARNED, {"said": kept}):
+                raise Lost
+            self._warned = kept
 
     def _share(self, part: float) -> float:
         """How much of the whole is done, where `part` of the present step is."""

@@ -340,6 +340,7 @@ class Work(durable.Work):
             "base_version": self._memo["validate"]["model_version"],
             "base_digest": self._memo["validate"]["digest"],
             "dataset_digest": self._row.request["dataset_digest"],
+            **self._trained_on(),
             "parameters": dict(self._row.request["parameters"]),
             "scores": self._memo["evaluate"],
             "parity": self._memo["parity"],
@@ -349,9 +350,15 @@ class Work(durable.Work):
         if self._row.job_type == "evaluate":
             answered = ", ".join(self._memo["evaluate"]["versions"])  # more than one where another was activated
             return {"model_version": answered, "scores": self._memo["evaluate"]}
-        trained = {name: self._memo["train"][name] for name in ("steps", "train_loss", "eval_loss", "seconds")}
+        trained = self._trained_on()
+        trained |= {name: self._memo["train"][name] for name in ("steps", "train_loss", "eval_loss", "seconds")}
         trained["base_version"] = self._memo["validate"]["model_version"]
         return {**self._memo["publish"], "scores": self._memo["evaluate"], "parity": self._memo["parity"], **trained}
+
+    def _trained_on(self) -> dict[str, Any]:
+        """How many rows were trained on, and how many left out."""
+        prepared = self._memo["prepare"]
+        return {"rows": prepared["rows"], "dropped": len(prepared["dropped"])}
 
 
 def _told(found: Evaluation) -> dict[str, Any]:
