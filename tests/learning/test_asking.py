@@ -189,6 +189,12 @@ async def test_the_pool_gives_what_the_engine_gives(tmp_path: Path, monkeypatch:
         usage = house.pool.view("a").usage
         assert usage.prompt_tokens > 20
         assert usage.answer_tokens == 0
+        both = PARAMETERS.model_copy(update={"metrics": ["exact_match", "perplexity"]})
+        before = len("Hello") + 4  # the model begins a text with a token, and with a space of three bytes
+        assert await asker.tokens(questions[0], both) == before + len("you")
+        assert await asker.tokens(questions[0], PARAMETERS) == before + 1
+        assert await asker.tokens(questions[1], PARAMETERS) == 0, "nothing is asked of it"
+        assert usage == house.pool.view("a").usage
         with pytest.raises(InvalidRequest, match="context"):
             await asker.likelihood(Example(3, text="x" * 5000), PARAMETERS)
         assert house.pool.view("a").breaker.state == "closed"

@@ -13,7 +13,7 @@ import pytest
 import gguf_files
 from learning.asked import alone, pooled, row
 from modelops.api.errors import InvalidRequest, ModelOpsError, Overloaded
-from modelops.api.learning import EvaluateParameters
+from modelops.api.learning import EvaluateParameters, Metric
 from modelops.engines.base import EngineBroke
 from modelops.learning.asking import EngineAsker, PoolAsker
 from modelops.learning.datasets import Example
@@ -86,6 +86,24 @@ async def test_who_is_overloaded_for_a_while_goes_on(tmp_path: Path, monkeypatch
         assert judging.result().rows == 3
 
 
+@pytest.mark.parametrize("metrics", [["exact_match"], ["perplexity"]])
+async def test_rows_that_the_context_has_no_room_for_are_named_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: list[Metric]
+) -> None:
+    heard: list[int] = []
+    rows = [row(1), row(7, prompt="x" * 252), row(8, prompt="x" * 250), row(9, prompt="x" * 5000)]
+    file = gguf_files.llama_gguf(tmp_path / "small.gguf")  # a token is a byte
+    async with pooled(tmp_path, monkeypatch, model=file) as house:
+        asker = PoolAsker(house.pool, "a")
+        parameters = EvaluateParameters(metrics=metrics, max_tokens=1)
+        with pytest.raises(InvalidRequest, match=r"^lines 7, 9: longer than the context of 256 tokens"):
+            await evaluate(rows, parameters, asker, lambda done, _total: heard.append(done))
+        assert heard == [0]
+        assert house.pool.view("a").usage.total == 0
+        found = await evaluate([rows[0], rows[2]], parameters, asker, ignore)
+        assert [one.line for one in found.judged] == [1, 8], "what just fits is asked"
+
+
 async def _leaves_nothing(house: House, tasks: set[asyncio.Task[Any]]) -> None:
     view = await house.until(lambda view: not view.active)
     assert view.queued == 0
@@ -104,7 +122,7 @@ async def test_the_first_error_ends_it_and_leaves_nothing(
             if done == 5:
                 (tmp_path / "sick").touch()
 
-        with pytest.raises(kind, match="as told"):
+        with pytest.raises(kind, match=r"^line \d+: .*as told" if kind is InvalidRequest else "as told"):
             await judge(house, [row(number) for number in range(1, 100)], progress=progress)
         await _leaves_nothing(house, tasks)
 

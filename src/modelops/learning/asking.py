@@ -22,6 +22,7 @@ from modelops.engines.base import EngineBroke, Piece, Prompt
 from modelops.engines.llama_cpp import Engine
 from modelops.engines.scores import TokenScore
 from modelops.learning.datasets import Example, Turn, plain
+from modelops.learning.scoring import ANSWERS
 from modelops.serving import gguf
 from modelops.serving.events import ANYBODY, Share
 from modelops.serving.pool import Pool
@@ -58,6 +59,14 @@ class Asker(Protocol):
         they are. What ends the answer is none of them; of a text whose model begins it with nothing, the first is not
         either: nothing is probable before it. Raises ModelOpsError."""
 
+    async def context(self) -> int:
+        """How many tokens a question and its answer may have together; a model is loaded to know. Raises
+        ModelOpsError."""
+
+    async def tokens(self, row: Example, parameters: EvaluateParameters) -> int:
+        """How many the longest that is asked of the row has, with one of an answer at least. Nothing is asked for it.
+        Raises ModelOpsError."""
+
 
 class EngineAsker:
     """Asks an engine that the caller has started, and stops; with one of the engine's adapters, or with none. `stop` is
@@ -83,6 +92,15 @@ class EngineAsker:
         score = partial(self._engine.score, adapter=self._adapter)
         turns = _turns(row, parameters.system)
         return await _likelihood(self._engine, score, row, turns, template=await self._template())
+
+    async def context(self) -> int:
+        """See Asker."""
+        return self._engine.spec.context_length
+
+    async def tokens(self, row: Example, parameters: EvaluateParameters) -> int:
+        """See Asker."""
+        turns = _turns(row, parameters.system)
+        return await _tokens(self._engine, row, turns, parameters, template=await self._template())
 
     async def _template(self) -> bool:
         return await _has_template(self._engine.spec.file)
@@ -140,6 +158,24 @@ class PoolAsker:
             return await _likelihood(lease, lease.score, row, turns, template=template)
 
         return await self._asked(ask, _size(turns) + len(row.answer.encode()) + len(row.text.encode()))
+
+    async def context(self) -> int:
+        """See Asker."""
+
+        async def ask(lease: Lease) -> int:
+            return lease.engine.spec.context_length
+
+        return await self._asked(ask, 0)
+
+    async def tokens(self, row: Example, parameters: EvaluateParameters) -> int:
+        """See Asker."""
+        turns = _turns(row, parameters.system or self._system)
+
+        async def ask(lease: Lease) -> int:
+            template = await _has_template(lease.engine.spec.file)
+            return await _tokens(lease, row, turns, parameters, template=template)
+
+        return await self._asked(ask, 0)
 
     async def _asked(
         self, ask: Callable[[Lease], Awaitable[_Result]], prompt_bytes: int, answer_tokens: int = 0
@@ -224,10 +260,29 @@ async def _answer(asked: _Texts, prompt: Prompt) -> Answered:
     return Answered("".join(parts), tokens)
 
 
+async def _before(asked: _Texts, turns: Sequence[Turn], *, template: bool) -> str:
+    """What stands before an answer."""
+    if not turns:
+        return ""
+    return await asked.render(turns) if template else plain(turns)
+
+
+async def _tokens(
+    asked: _Texts, row: Example, turns: Sequence[Turn], parameters: EvaluateParameters, *, template: bool
+) -> int:
+    before = await _before(asked, turns, template=template)
+    longest = 0
+    if row.answer and any(metric in ANSWERS for metric in parameters.metrics):
+        longest = len(await asked.tokenize(before, special=True)) + 1
+    if "perplexity" in parameters.metrics:
+        longest = max(longest, len(await asked.tokenize(before + (row.answer or row.text), special=True)))
+    return longest
+
+
 async def _likelihood(
     asked: _Texts, score: _Score, row: Example, turns: Sequence[Turn], *, template: bool
 ) -> tuple[float, int]:
-    before = (await asked.render(turns) if template else plain(turns)) if turns else ""
+    before = await _before(asked, turns, template=template)
     whole = await asked.tokenize(before + (row.answer or row.text), special=True)
     if turns:
         # What an answer is generated behind, and trained behind: the prompt read by itself.

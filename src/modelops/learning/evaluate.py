@@ -6,6 +6,7 @@ Decides neither who is asked, nor what follows from the scores.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 _WAITING = 2
 #: Wait where it is not said how long to.
 _RETRY_S = 1.0
+#: Lines at fault that are named.
+_NAMED = 20
 _Result = TypeVar("_Result")
 _Part = Literal["answer", "likelihood"]
 
@@ -73,11 +76,13 @@ async def evaluate(
 
     `progress` is called with how much of all that is asked has been answered: a row counts twice where its perplexity
     is wanted, too. Who is Overloaded is asked again when it says, unless nobody has been answered for `patience_s`; any
-    other error ends it. Nothing is asked any more when this returns, or raises ModelOpsError.
+    other error ends it. Nothing is asked any more when this returns, or raises ModelOpsError; that is InvalidRequest
+    with their lines, before anything is asked, where rows are longer than the model's context.
     """
     check(rows, parameters)
     began = time.perf_counter()
     judging = _Judging(rows, parameters, asker, progress, patience_s)
+    await judging.look()
     try:
         async with asyncio.TaskGroup() as group:
             judging.begin(group)
@@ -119,6 +124,24 @@ def _parts(rows: Sequence[Example], parameters: EvaluateParameters) -> Iterator[
         yield from ((number, "likelihood") for number in range(len(rows)))
 
 
+def _bytes(row: Example) -> int:
+    return sum(len(text.encode()) for text in (*(turn["content"] for turn in row.turns), row.answer, row.text))
+
+
+@contextlib.contextmanager
+def _naming(row: Example) -> Iterator[None]:
+    """What is wrong with a row is said with its line."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"line {row.line}: {error.message}", details=error.details) from None
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_NAMED]))}{more}"
+
+
 class _Judging:
     """One evaluation: workers, of which each asks the next row that nobody has asked."""
 
@@ -143,9 +166,27 @@ class _Judging:
         self._loop = asyncio.get_running_loop()
         self._answered_at = self._loop.time()
 
-    def begin(self, group: asyncio.TaskGroup) -> None:
-        """Tell how much there is, and begin with it."""
+    async def look(self) -> None:
+        """Tell how much there is, and whether all of it can be asked. Raises InvalidRequest."""
         self._progress(0, self._total)
+        context = await self._patiently(self._asker.context)
+        too_long = []
+        for row in self._rows:
+            # A token has a byte at least. The other half is for what the model says before: counting takes its time.
+            if _bytes(row) + len(self._parameters.system.encode()) > context // 2:
+                with _naming(row):
+                    tokens = await self._patiently(partial(self._asker.tokens, row, self._parameters))
+                if tokens > context:
+                    too_long.append(row.line)
+        if too_long:
+            raise InvalidRequest(
+                f"{_lines(too_long)}: longer than the context of {context} tokens that the model is served with; "
+                "shorten them, or serve it with a longer context_length",
+                details={"limit": "context_length"},
+            )
+
+    def begin(self, group: asyncio.TaskGroup) -> None:
+        """Begin to ask."""
         self._staff(group)
 
     def _staff(self, group: asyncio.TaskGroup) -> None:
@@ -158,10 +199,11 @@ class _Judging:
     async def _work(self, group: asyncio.TaskGroup) -> None:
         for number, part in self._left:
             row = self._rows[number]
-            if part == "answer":
-                await self._answer(number, row)
-            else:
-                await self._likelihood(number, row)
+            with _naming(row):
+                if part == "answer":
+                    await self._answer(number, row)
+                else:
+                    await self._likelihood(number, row)
             self._done += 1
             self._progress(self._done, self._total)
             self._staff(group)
