@@ -73,6 +73,16 @@ def test_what_is_refused_says_why(seen: Any, reason: str) -> None:
     assert reason in found.reason
 
 
+@pytest.mark.parametrize(("off", "most"), [(0.03, parity.MOST_DIFFERENCE), (0.7, 1.0)])
+def test_a_training_that_has_ruined_the_model_is_blamed_for_it(off: float, most: float) -> None:
+    hint = "of which the loss has not fallen: a lower learning_rate may help"
+    seen = measured(off, base_off=None)
+    assert hint in compare(reference(), seen, most=most, fallen=False).reason
+    assert hint not in compare(reference(), seen, most=most).reason
+    assert hint not in compare(reference(0.009), measured(change=0.009), fallen=False).reason, "that needs more"
+    assert compare(reference(), measured(), fallen=False).passed
+
+
 def test_an_adapter_may_differ_by_what_its_base_does() -> None:
     assert compare(reference(), measured(0.0059, base_off=0.003)).passed
     assert not compare(reference(), measured(0.0061, base_off=0.003)).passed

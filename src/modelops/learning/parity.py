@@ -75,10 +75,17 @@ class Parity:
         }
 
 
-def compare(reference: Mapping[str, Any], measured: Mapping[str, Any], *, most: float = MOST_DIFFERENCE) -> Parity:
+def compare(
+    reference: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    *,
+    most: float = MOST_DIFFERENCE,
+    fallen: bool = True,
+) -> Parity:
     """Compare what `proving.measure` has found with the trainer's `reference`.
 
     `most` is the most that the mean difference may be; it is less where the base was measured too, and differs less.
+    `fallen`: the loss is less than at first. Probabilities that a training has ruined differ by more than others.
     Raises ValueError or KeyError where the two are not of the same sequences.
     """
     theirs = [*zip(reference["sequences"], measured["sequences"], strict=True)]
@@ -103,11 +110,11 @@ def compare(reference: Mapping[str, Any], measured: Mapping[str, Any], *, most: 
         passed=True,
         reason="",
     )
-    reason = _reason(parity, measured.get("other_tokens", 0), most)
+    reason = _reason(parity, measured.get("other_tokens", 0), most, fallen=fallen)
     return Parity(**{**vars(parity), "passed": not reason, "reason": reason})
 
 
-def _reason(parity: Parity, other_tokens: int, most: float) -> str:
+def _reason(parity: Parity, other_tokens: int, most: float, *, fallen: bool) -> str:
     if other_tokens:
         return (
             f"the engine makes other tokens of {other_tokens} rows than the trainer did: its chat template or "
@@ -131,18 +138,23 @@ def _reason(parity: Parity, other_tokens: int, most: float) -> str:
         return (
             f"engine and trainer differ by {parity.mean_difference:.3g} in the mean (at most {limit:.2g}), and agree "
             f"on the most probable token at {parity.agreement:.0%} of {parity.positions} positions (at least "
-            f"{LEAST_AGREEMENT:.0%}): the engine does not compute what was trained; nothing is published"
+            f"{LEAST_AGREEMENT:.0%}): {_not_computed(fallen=fallen)}"
         )
-    return _hidden(parity)
+    return _hidden(parity, fallen=fallen)
 
 
-def _hidden(parity: Parity) -> str:
+def _not_computed(*, fallen: bool) -> str:
+    told = "the engine does not compute what was trained"
+    return told if fallen else f"{told}, of which the loss has not fallen: a lower learning_rate may help"
+
+
+def _hidden(parity: Parity, *, fallen: bool) -> str:
     """What is wrong with an engine that may differ so much, where that is no small part of what the adapter changes."""
     doubt = _ERRORS * parity.share_error
     if abs(parity.share - 1) - doubt > _MOST_MISSING:
         return (
-            f"the engine shows {parity.share:.0%} of what the adapter changes ({parity.change:.2g} in the mean): it "
-            "does not compute what was trained; nothing is published"
+            f"the engine shows {parity.share:.0%} of what the adapter changes ({parity.change:.2g} in the mean): "
+            f"{_not_computed(fallen=fallen)}"
         )
     if _NEARER * parity.mean_difference <= parity.from_base or abs(parity.share - 1) + doubt <= _MOST_MISSING:
         return ""

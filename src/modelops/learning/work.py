@@ -166,9 +166,12 @@ class Work(durable.Work):
         adapters, length = [adapter] if adapter else [], proving.context_length(reference)
         async with self._engine(file, adapters, context_length=length, exact=True) as engine:
             measured = await proving.measure(engine, reference, 0 if adapter else None)
-        found = parity.compare(reference, measured, most=most)
+        trained = self._memo["train"]
+        first = trained.get("first_loss")  # an earlier release did not keep it
+        fallen = first is None or trained["train_loss"] <= first
+        found = parity.compare(reference, measured, most=most, fallen=fallen)
         if not found.passed:
-            raise ParityFailed(f"trainer and engine do not agree: {found.reason}; nothing was published")
+            raise ParityFailed(f"nothing was published, as trainer and engine do not agree: {found.reason}")
         return found
 
     async def _evaluate(self) -> dict[str, Any]:

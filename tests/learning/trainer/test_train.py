@@ -89,6 +89,7 @@ def test_something_is_learnt_and_told(whole: Path) -> None:
     trained = json.loads((whole / "trained.json").read_bytes())
     assert trained["steps"] == 12
     assert 0 < trained["train_loss"] < 5.5
+    assert trained["first_loss"] == steps[0]["metrics"]["train_loss"]
     assert trained["eval_loss"] == last["eval_loss"]
     assert trained["seconds"] > 0
 

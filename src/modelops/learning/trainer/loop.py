@@ -84,6 +84,7 @@ class Trained:
         trained = {
             "steps": self.state.global_step,
             "train_loss": loss,
+            "first_loss": self.first_loss,
             "eval_loss": self.eval_loss,
             "seconds": round(self.pace.seconds, 1),
         }
