@@ -114,6 +114,7 @@ def test_a_job_that_fails_says_why_and_so_does_the_status(served: Served) -> Non
         ended(served, "failed", "the loss is no number")
         assert watching.ended() == 1
         assert "job training failed: the loss is no number" in watching.output
+        assert "failed in train 0%" in _ESCAPES.sub("", watching.output)
 
 
 @pytest.mark.parametrize("happened", [True, False], ids=["with events", "without"])

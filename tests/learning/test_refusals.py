@@ -143,7 +143,9 @@ def test_what_shows_only_when_it_is_done_ends_the_job_with_the_reason(
                 "lora", "tiny", dataset=rows, parameters={"max_length": 64}, output_model_name="tiny:x"
             )
             wait_until(lambda: asked.get_job(made.job_id).status == "failed", 100.0, "the end of the job")
-            assert "line 9" in asked.get_job(made.job_id).error_message
+            job = asked.get_job(made.job_id)
+            assert "line 9" in job.error_message
+            assert job.step == "prepare"
             assert [model.model_name for model in asked.models(all=True)] == ["tiny"]
         assert not list((tmp_path / "learning" / "jobs").iterdir())
         assert not (tmp_path / "models" / "published").exists()

@@ -142,7 +142,11 @@ class LearningJob(Response):
     )
     result: dict[str, Any] = {}
     error_message: str = ""
-    step: str = Field("", description="What it does now: validate, prepare, train, convert, parity, evaluate, publish.")
+    step: str = Field(
+        "",
+        description="What it does now, or did when it failed or was cancelled: validate, prepare, train, convert, "
+        "parity, evaluate, publish.",
+    )
     paused: bool = Field(False, description="It waits while requests are being answered.")
     output_model_name: str = ""
     priority: Priority = "medium"

@@ -109,6 +109,7 @@ def _bar(job: LearningJob, width: int) -> Text:
     from modelops.cli.jobwords import state
 
     styles = {"running": "green", "completed": "bold green", "failed": "bold red"}
-    told = f"  {state(job)}" if job.status == "running" else f"  {job.status} {job.progress:.0%}"
+    where = f" in {job.step}" if job.step else ""  # of one that has failed, or was cancelled
+    told = f"  {state(job)}" if job.status == "running" else f"  {job.status}{where} {job.progress:.0%}"
     style = "bold yellow" if job.paused else styles.get(job.status, "bold")
     return bar(job.progress, told, width, "yellow" if job.paused else "green", style)

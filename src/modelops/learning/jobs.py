@@ -205,6 +205,7 @@ class Jobs:
 
 def told(row: JobRow, *, paused: bool = False) -> LearningJob:
     """The job as callers see it."""
+    running = row.status == "running"
     return LearningJob(
         job_id=row.id,
         job_type=row.job_type,
@@ -215,16 +216,17 @@ def told(row: JobRow, *, paused: bool = False) -> LearningJob:
         started_at=_time(row.started_at) if row.started_at else None,
         completed_at=_time(row.completed_at) if row.completed_at else None,
         parameters=dict(row.request.get("parameters", {})),
-        metrics=dict(row.metrics),
+        # When it will have ended is known only of one that is worked on.
+        metrics={name: value for name, value in row.metrics.items() if name != "eta_seconds" or running},
         result=dict(row.result),
         error_message=row.error,
-        step=row.step if row.status == "running" else "",
+        step=row.step if running or row.status in ("failed", "cancelled") else "",
         paused=paused,
         output_model_name=row.output_model_name,
         priority=next(name for name, value in PRIORITIES.items() if value == row.priority),
         attempts=row.attempts,
         warnings=warnings(row),
-        message=row.message if row.status == "running" else "",
+        message=row.message if running else "",
     )
 
 
