@@ -52,7 +52,15 @@ TRAINED = JobRow(
     completed_at=CREATED + 200,
     attempts=2,
 )
-BROKEN = replace(JOB, id="broken", status="failed", result={}, error="the loss is no number: a lower learning_rate")
+BROKEN = replace(
+    JOB,
+    id="broken",
+    status="failed",
+    step="train",
+    metrics={"step": 75, "total_steps": 75, "eta_seconds": 0.0},
+    result={},
+    error="the loss is no number: a lower learning_rate",
+)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +220,9 @@ def test_all_that_is_known_of_a_job_is_shown(run: Run) -> None:
     assert re.search(r"^held out +exact_match +0 +0\.9833 *$", told, re.MULTILINE)
     assert re.search(r"^regression +perplexity +9\.21 +9\.6 *$", told, re.MULTILINE)
     assert json.loads(said(run("jobs show trained --json")))["result"] == json.loads(json.dumps(TRAINED.result))
-    assert "why         the loss is no number: a lower learning_rate" in said(run("jobs show broken"))
+    broken = said(run("jobs show broken"))
+    assert "why         the loss is no number: a lower learning_rate\nstep        train\n" in broken
+    assert "measured    step 75 of 75\n" in broken, "nothing is left of one that has ended"
     assert re.search(r"^f1 +0\.5 *$", said(run(f"jobs show {ENDED}")), re.MULTILINE)
     assert "no learning job 'none'" in said(run("jobs show none"), 1)
 

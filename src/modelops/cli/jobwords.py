@@ -151,6 +151,8 @@ def _description(job: LearningJob) -> Iterator[tuple[str, str]]:
     yield "status", f"{state(job)}{f': {job.message}' if job.message else ''}"
     if job.error_message:
         yield "why", job.error_message
+    if job.step and job.status != "running":
+        yield "step", job.step
     yield "priority", job.priority
     times = {"created": job.created_at, "started": job.started_at, "ended": job.completed_at}
     yield "times", ", ".join(f"{name} {moment(at)}" for name, at in times.items() if at)
