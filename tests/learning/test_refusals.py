@@ -39,6 +39,7 @@ def asked(house: Served) -> Iterator[Client]:
     [
         ("dataset", [], "dataset"),
         ("dataset", [*ROWS, {"prompt": "a question"}], "line 9|row 9"),
+        ("dataset", [*ROWS, 3, "red"], "^dataset: row 9: is no JSON object; row 10: is no JSON object$"),
         ("dataset", [{"prompt": 3, "completion": "red"}], "line 1|row 1"),
         ("dataset", [{"messages": [{"role": "user", "content": "no answer"}]}], "line 1|row 1"),
         ("eval_dataset", [{"completion": "red"}], "eval_dataset"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from modelops.api.errors import InvalidRequest
 from modelops.api.messages import Name, Request, Response, Text
@@ -18,6 +18,8 @@ Metric = Literal["exact_match", "contains", "f1", "rouge_l", "perplexity"]
 EventKind = Literal["state", "step", "progress", "log", "warning"]
 #: What a LoRA can be put on; each model has some of them.
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+#: A row of a set. What is wrong with one is told as of a row of a file, by whoever reads both.
+Row = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
 _Rate = Annotated[float, Field(gt=0, le=1.0, allow_inf_nan=False)]
 
 
@@ -94,11 +96,11 @@ class CreateJobRequest(Request):
     job_type: JobType
     model_name: Name
     dataset_path: Text = Field("", max_length=4096, description="A JSONL file under one of the dataset roots.")
-    dataset: list[dict[str, Any]] | None = Field(None, max_length=100_000, description="The rows, instead of a file.")
+    dataset: list[Row] | None = Field(None, max_length=100_000, description="The rows, instead of a file.")
     eval_dataset_path: Text = Field("", max_length=4096, description="Held-out rows: how good it has become.")
-    eval_dataset: list[dict[str, Any]] | None = Field(None, max_length=100_000)
+    eval_dataset: list[Row] | None = Field(None, max_length=100_000)
     regression_dataset_path: Text = Field("", max_length=4096, description="Rows of other things: what it has lost.")
-    regression_dataset: list[dict[str, Any]] | None = Field(None, max_length=100_000)
+    regression_dataset: list[Row] | None = Field(None, max_length=100_000)
     parameters: dict[str, Any] = {}
     output_model_name: Text = Field(
         "",
