@@ -93,6 +93,12 @@ def test_only_files_under_the_dataset_roots_are_read(house: Served, asked: Clien
         ({"output_model_name": "tiny:"}, "'tiny:' is not 'tiny:NAME'"),
         ({"parameters": {"rank": 0}}, "parameters: rank"),
         ({"parameters": {"learning_rat": 0.1}}, "did you mean 'learning_rate'"),
+        (
+            {"parameters": {"evaluation": {"foo": 1}}},
+            "^parameters.evaluation: unknown field 'foo': known fields: metrics",
+        ),
+        ({"parameters": {"evaluation": {"metric": []}}}, "unknown field 'metric': did you mean 'metrics'?"),
+        ({"parameters": {"evaluation": 3}}, "^parameters: evaluation: "),
         ({"parameters": {"use_dora": True}}, "parameters.use_dora: a GGUF adapter cannot hold that"),
         ({"parameters": {"modules_to_save": ["lm_head"]}}, "a GGUF adapter cannot hold that"),
         ({"job_type": "dpo"}, "chosen"),

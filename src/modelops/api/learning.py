@@ -84,6 +84,12 @@ def parameters_of(job_type: JobType, given: dict[str, Any]) -> Parameters:
     for name in _NOT_HELD:
         if job_type != "evaluate" and name in given:
             raise InvalidRequest(f"parameters.{name}: a GGUF adapter cannot hold that; leave it out")
+    nested = given.get("evaluation")
+    if job_type != "evaluate" and isinstance(nested, dict):
+        try:
+            EvaluateParameters.parse(nested)  # by itself: it knows what an unknown name may have meant
+        except InvalidRequest as error:
+            raise InvalidRequest(f"parameters.evaluation: {error.message}") from None
     try:
         return _PARAMETERS[job_type].parse(given)
     except InvalidRequest as error:
