@@ -152,6 +152,19 @@ def test_a_row_that_is_wrong_is_told_with_its_number_and_without_its_values(
         assert SECRET not in said
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"prompt": "a", "completion": "b", "prompt": "c"}', "line 2: has 'prompt' twice"),
+        (b'{"text": "a", "te\\u0078t": "a"}', "line 2: has 'text' twice"),
+        (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "line 2: has 'content' twice"),
+    ],
+)
+def test_what_would_be_lost_is_told(line: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why):
+        read(b'{"text": "\\"text\\": \\"text\\":"}\n' + line, "lora", "rows")
+
+
 def test_rows_of_a_request_may_hold_what_json_cannot() -> None:
     assert refusal([{"text": "a\ud800"}]) == ("dataset: row 1: text is not valid Unicode: it holds a lone surrogate")
     assert refusal([{"a\ud800": 1, "text": "b"}]).encode()

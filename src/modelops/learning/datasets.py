@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,13 +157,24 @@ def _lines(source: bytes) -> Iterator[tuple[int, bytes]]:
 def _parsed(line: bytes) -> Any:
     line = line.rstrip(b"\r\n")
     try:
-        return from_json(line)
+        row = from_json(line)
     except ValueError as error:
         try:
             line.decode()
         except UnicodeDecodeError as bad:
             raise _Fault(f"is not valid UTF-8, at byte {bad.start + 1}") from None
         raise _Fault("is no JSON: " + _PLACE.sub(r" at column \1", str(error))) from None
+    json.loads(line, object_pairs_hook=_once, parse_int=str, parse_float=str)  # which the other reader cannot tell
+    return row
+
+
+def _once(pairs: list[tuple[str, object]]) -> None:
+    """Raises _Fault where a name is there twice: of the two values one would be lost."""
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise _Fault(f"has {name[:64]!r} twice")
+        names.add(name)
 
 
 def _example(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], str, str]:
