@@ -58,6 +58,9 @@ def test_preferences_make_the_models_next_version_which_answers_when_it_is_told_
             asked, "evaluate", dataset=HELD_OUT, parameters={"metrics": ["f1", "perplexity"], "max_tokens": 4}
         )
         assert judged.result["model_version"] == "v2"
+        assert judged.metrics == {"rows": len(HELD_OUT), "total_rows": len(HELD_OUT)}, "each is asked twice"
+        assert judged.step == ""
+        assert "eta_seconds" not in job.metrics
         after = job.result["scores"]["held_out"]["after"]
         assert judged.result["scores"]["f1"] == after["f1"]
         assert judged.result["scores"]["perplexity"] == pytest.approx(after["perplexity"], rel=0.02)

@@ -64,6 +64,11 @@ def check(rows: Sequence[Example], parameters: EvaluateParameters) -> None:
         raise InvalidRequest("rows with nothing but text are judged by their perplexity; add it to the metrics")
 
 
+def judgeable(rows: Sequence[Example], parameters: EvaluateParameters) -> int:
+    """How many of the rows the metrics can judge."""
+    return len({number for number, _ in _parts(rows, parameters)})
+
+
 async def evaluate(
     rows: Sequence[Example],
     parameters: EvaluateParameters,

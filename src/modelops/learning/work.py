@@ -23,7 +23,7 @@ from modelops.learning.asking import Asker, EngineAsker, PoolAsker
 from modelops.learning.child import Child, Said, TrainerDied
 from modelops.learning.costs import Cost, cost
 from modelops.learning.engines import OwnEngines
-from modelops.learning.evaluate import Evaluation, compared, evaluate
+from modelops.learning.evaluate import Evaluation, compared, evaluate, judgeable
 from modelops.learning.folders import HELD_OUT, REGRESSION, TRAIN, Folders, read_json, write_json
 from modelops.learning.lending import lent
 from modelops.learning.room import CUDA_BYTES, gpu_bytes
@@ -317,9 +317,13 @@ class Work(durable.Work):
 
     async def _judge(self, file: str, asker: Asker, what: str) -> Evaluation:
         rows = await asyncio.to_thread(datasets.load, self._folder / file, "evaluate")
+        count = judgeable(rows, self._judged_by)
 
         def judged(done: int, total: int) -> None:
-            self._telling.hear(Said("progress", what, done, total, {"rows": done, "total_rows": total}))
+            # Of a row that is asked twice, half may be known.
+            self._telling.hear(
+                Said("progress", what, done, total, {"rows": done * count // total, "total_rows": count})
+            )
 
         async with self._telling.listening():
             return await evaluate(rows, self._judged_by, asker, judged)
