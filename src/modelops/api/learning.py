@@ -196,8 +196,8 @@ class JobEvent(Response):
     """Something that happened to a job. The last one is `done`, and comes with the job as it is then: it has ended, or
     the time is up.
 
-    `state`: its status changed; `step`: it does another thing now; `progress`: `metrics` of one step of training, or
-    rows judged so far; `log`, `warning`: what is told of it.
+    `state`: it has ended; `step`: it does another thing now, the first of them when it begins, or begins again;
+    `progress`: `metrics` of one step of training, or rows judged so far; `log`, `warning`: what is told of it.
     """
 
     number: int
@@ -211,7 +211,7 @@ class JobEvent(Response):
 
 
 class CancelJobRequest(Request):
-    """Which job to end, and why."""
+    """Which job to end, and why. One that has ended already is left, and answered, as it is."""
 
     job_id: Name
     reason: Text = Field("", max_length=500)
