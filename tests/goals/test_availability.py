@@ -119,21 +119,52 @@ def test_the_pause_is_waited_for_and_says_why() -> None:
 
 
 # --- the end ---
-def test_when_its_time_is_over_it_is_completed_with_what_was_counted() -> None:
-    tally = Tally(probes=8, answered=6, recoveries=2, longest_s=4.0, recent_s=(4.0, 1.0))
-    decision = decide(goal(), seen("failed", left_s=-0.1, tally=tally, refused=BILL))
+def test_when_its_time_is_over_it_is_completed_with_what_was_counted_of_all_and_of_each() -> None:
+    one = Tally(probes=8, answered=6, recoveries=2, longest_s=4.0, recent_s=(4.0, 1.0))
+    facts = AvailabilityFacts({"a": Held(one), "b": Held(Tally(probes=2, answered=2))}, left_s=-0.1)
+    models = {name: ModelSeen(name, status="loaded") for name in ("a", "b")}
+    decision = decide(goal("a", "b"), Seen(models=models, facts=facts))
+    recovered = {"recoveries": 2, "p95_recovery_s": 4.0, "longest_recovery_s": 4.0}
+    well = {"recoveries": 0, "p95_recovery_s": 0.0, "longest_recovery_s": 0.0}
     assert decision == End(
         "completed",
-        "its time (until) is over: 6 of 8 probes were answered",
+        "its time (until) is over: 8 of 10 probes were answered",
         {
-            "probes": 8,
-            "answered": 6,
-            "share": 0.75,
-            "recoveries": 2,
-            "p95_recovery_s": 4.0,
-            "longest_recovery_s": 4.0,
+            "probes": 10,
+            "answered": 8,
+            "share": 0.8,
+            **recovered,
+            "models": {
+                "a": {"probes": 8, "answered": 6, "share": 0.75, **recovered},
+                "b": {"probes": 2, "answered": 2, "share": 1.0, **well},
+            },
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "answered", "held", "said"),
+    [
+        ("available", 0, {"refused": BILL, "asked": True}, f"'b' cannot be held: {BILL}"),
+        ("available", 7, {}, "'b' is not loaded"),
+        ("failed", 7, {"waits_s": 3.0, "failed": "no disk"}, "'b' is loaded again after a pause: no disk"),
+        ("loading", 7, {}, "'b' is on its way (loading)"),
+        ("loaded", 7, {"why": "it hangs"}, "'b' is loaded and does not answer: it hangs"),
+        ("loaded", 0, {}, "'b' is loaded, and has never answered a probe"),
+    ],
+)
+def test_what_was_never_held_or_is_not_when_its_time_is_over_fails_it(
+    status: str, answered: int, held: dict[str, Any], said: str
+) -> None:
+    facts = AvailabilityFacts(
+        {"a": Held(Tally(probes=9, answered=9)), "b": Held(Tally(probes=9, answered=answered), **held)}, left_s=0
+    )
+    models = {"a": ModelSeen("a", status="loaded"), "b": ModelSeen("b", status=status)}
+    decision = every.decide(goal("a", "b"), Seen(models=models, facts=facts))
+    assert isinstance(decision, End)
+    share = f"its time (until) is over: {9 + answered} of 18 probes were answered"
+    assert (decision.status, decision.why) == ("failed", f"{share}; {said}")
+    assert decision.result["models"]["b"]["answered"] == answered
 
 
 def test_before_that_it_tells_how_far_it_is_and_without_an_end_it_does_not() -> None:

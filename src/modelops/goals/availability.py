@@ -114,11 +114,9 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
     if seen.facts is None and seen.refusal:  # what is decided by could not be seen
         return Wait(seen.refusal)
     facts = _facts(seen)
-    tallies = tallies_of(goal, seen)
-    counts = counted(tallies.values())
     if facts.left_s is not None and facts.left_s <= 0:
-        share = f"{counts['answered']} of {counts['probes']} probes were answered"
-        return End("completed", f"its time (until) is over: {share}", counts)
+        return _over(goal, seen, facts)
+    tallies = tallies_of(goal, seen)
     told = []
     for name in names_of(goal):
         state = _state(goal, name, seen, facts.models.get(name, Held()))
@@ -126,7 +124,7 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
             again = "again, " if goal.last("load") else ""
             return Act(Action("load", {"model_name": name}), f"'{name}' is not loaded; it is loaded {again}and kept")
         told.append(state)
-    metrics = counts | {"models": {name: tally.written() for name, tally in tallies.items()}}
+    metrics = counted(tallies.values()) | {"models": {name: tally.written() for name, tally in tallies.items()}}
     fine = "it is loaded and answers" if len(told) == 1 else f"all {len(told)} models are loaded and answer"
     progress = None if facts.left_s is None else round(seen.elapsed_s / (seen.elapsed_s + facts.left_s), 2)
     return Wait("; ".join(filter(None, told)) or fine, _LOOK_S, progress=progress, metrics=metrics)
@@ -134,7 +132,31 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
 
 def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
     """Nothing is to be cleared away but that they are kept, which ends with the goal."""
-    return End(ending.status, ending.why, counted(tallies_of(goal, seen).values()))
+    return End(ending.status, ending.why, result(goal, seen))
+
+
+def _over(goal: Pursued, seen: Seen, facts: AvailabilityFacts) -> End:
+    """Its time is over. It is reached where each of its models has answered, and does so still."""
+    told = result(goal, seen)
+    share = f"its time (until) is over: {told['answered']} of {told['probes']} probes were answered"
+    wrong = []
+    for name in names_of(goal):
+        state = _state(goal, name, seen, facts.models.get(name, Held()))
+        if state is None:
+            wrong.append(f"'{name}' is not loaded")
+        elif state:
+            wrong.append(state)
+        elif not told["models"][name]["answered"]:
+            wrong.append(f"'{name}' is loaded, and has never answered a probe")
+    if wrong:
+        return End("failed", f"{share}; {'; '.join(wrong)}", told)
+    return End("completed", share, told)
+
+
+def result(goal: Pursued, seen: Seen) -> dict[str, Any]:
+    """What is told at the end: what was counted, of all models together and of each."""
+    tallies = tallies_of(goal, seen)
+    return counted(tallies.values()) | {"models": {name: counted([tally]) for name, tally in tallies.items()}}
 
 
 def names_of(goal: Pursued) -> tuple[str, ...]:
@@ -150,7 +172,7 @@ def tallies_of(goal: Pursued, seen: Seen | None = None) -> dict[str, Tally]:
 
 
 def counted(tallies: Iterable[Tally]) -> dict[str, Any]:
-    """What was counted of all models together."""
+    """What was counted of these models together."""
     every = list(tallies)
     probes, answered = sum(each.probes for each in every), sum(each.answered for each in every)
     recent = sorted(took for each in every for took in each.recent_s)
