@@ -355,7 +355,9 @@ def test_a_version_that_somebody_activates_meanwhile_stays(tmp_path: Path) -> No
     tuned.model = ModelSeen("m", version="v9", status="loaded")
     end = tuned.run()
     assert end.status == "failed" and "another version (v9)" in end.why
-    assert "restore" not in tuned.kinds()
+    assert tuned.kinds()[-2:] == ["apply", "discard"]
+    assert end.result["applied"] == {}
+    assert tuned.steps[-1].action.arguments["keep"] == "", "what was applied does not answer any more"
 
 
 def test_what_could_not_be_applied_is_undone(tmp_path: Path) -> None:

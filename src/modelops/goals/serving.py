@@ -60,7 +60,7 @@ def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
     why = ending.why
     if restored and not undone:
         why += f"; what was applied could not be undone: {restored[-1].error}"
-    return _cleared(goal, seen, End(ending.status, why, result(goal)))
+    return _cleared(goal, seen, End(ending.status, why, {**result(goal), "applied": {}}))
 
 
 def _back(objective: ServingObjective, applied: Step, restored: Sequence[Step], seen: Seen) -> dict[str, Any]:

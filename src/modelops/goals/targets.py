@@ -126,10 +126,9 @@ def result(goal: Pursued) -> dict[str, Any]:
     finals = [step for step in steps if step.action.arguments["stage"] == "final"]
     applied = goal.last("apply")
     rows = _table(objective, steps, present)
-    kept = bool(applied and applied.done and not applied.error and not goal.last("restore"))
     told: dict[str, Any] = {
         "applied": {"version": applied.result.get("version", ""), **applied.action.arguments["changes"]}
-        if applied and kept
+        if applied
         else {},
         "present": {"way": present.to_json(), "measured": steps[0].result["measured"][0]},
         "tried": list(rows.values()),
