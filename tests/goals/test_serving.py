@@ -360,6 +360,21 @@ def test_a_version_that_somebody_activates_meanwhile_stays(tmp_path: Path) -> No
     assert tuned.steps[-1].action.arguments["keep"] == "", "what was applied does not answer any more"
 
 
+@pytest.mark.parametrize("ending", [None, Ending("cancelled", "not wanted")])
+def test_what_somebody_has_asked_to_forget_is_not_undone(tmp_path: Path, ending: Ending | None) -> None:
+    tuned = applied(tmp_path)
+    seen = tuned.seen(facts=Probed(forgotten=True))
+    for kind in ("discard", None):
+        found = serving.give_up(tuned.goal, seen, ending) if ending else serving.decide(tuned.goal, seen)
+        if kind:
+            assert isinstance(found, Act) and found.action.kind == kind
+            tuned.do(found)
+    assert isinstance(found, End)
+    said = "a load asked for it untuned while the applied way was watched, and it is left so"
+    assert (found.status, found.why) == (("cancelled", "not wanted") if ending else ("failed", said))
+    assert found.result["applied"] == {}
+
+
 def test_what_could_not_be_applied_is_undone(tmp_path: Path) -> None:
     tuned = pursue(tmp_path, breaks=lambda act: "it does not start" if act.action.kind == "apply" else "")
     end = tuned.run()

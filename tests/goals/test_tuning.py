@@ -127,6 +127,20 @@ def test_cancelling_in_the_watch_undoes_it(tmp_path: Path) -> None:
         load(asked)
 
 
+def test_a_load_that_asks_for_it_untuned_in_the_watch_is_what_stays(tmp_path: Path) -> None:
+    with faked(tmp_path) as served, client(served) as asked:
+        load(asked)
+        goal_id = begin(asked, 3600, **SMALLER)
+        told(asked, goal_id, "is watched")
+        assert slots(asked) == 1
+        asked.unload("m")
+        asked.load("m", untuned=True)
+        goal = ended(asked, goal_id)
+        assert (goal.status, actions(goal)[-1], goal.result["applied"]) == ("failed", "apply", {})
+        assert "untuned" in goal.error_message
+        assert (slots(asked), asked.model("m").tuned) == (4, {})
+
+
 def test_after_kills_nothing_is_measured_twice(tmp_path: Path) -> None:
     notes: dict[str, Any] = {}
     killed_at = []
@@ -369,8 +383,7 @@ async def test_what_was_applied_is_asked_and_needs_no_file(tiny: Path, tmp_path:
     async with house(tmp_path, settings, tmp_path / "starts") as home:
         steps = _Steps(home, tmp_path, settings)
         await home.load("tiny")
-        step = Step(1, Action("apply", {"version": "v1"}), "", 0.0, 1.0, {"version": "v1"})
-        goal = replace(steps._goal, steps=(step,))
+        goal = _applied(steps, changes={}, tuned="")
         assert await steps.doer.facts(goal, tmp_path) == Probed(asking=True)
         while (found := await steps.doer.facts(goal, tmp_path)) == Probed(asking=True):
             await asyncio.sleep(0.005)
@@ -381,6 +394,31 @@ async def test_what_was_applied_is_asked_and_needs_no_file(tiny: Path, tmp_path:
         assert await steps.doer.refusal(goal, tmp_path) == ""
         assert not home.pool.resident("tiny"), "whoever has unloaded it wanted that"
         await steps.doer.close()
+
+
+async def test_a_load_that_asks_for_it_untuned_is_seen_in_the_watch(tiny: Path, tmp_path: Path) -> None:
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        await home.load("tiny")
+        before = Wish(slots=3, tuning=Tuning(threads=1)).to_json()
+        given: dict[str, Any] = {"changes": {"slots": 2, "speculation": "ngram"}, "wish": before, "tuned": before}
+        await steps.do("apply", **given)
+        goal = _applied(steps, **given)
+        assert await steps.doer.facts(goal, tmp_path) == Probed(asking=True)
+        await home.catalog.set_tuned("tiny", None)
+        assert await steps.doer.facts(goal, tmp_path) == Probed(forgotten=True)
+        restored = Step(2, Action("restore", given), "", 1.0, 2.0, error="no room")
+        goal = replace(goal, steps=(*goal.steps, restored))
+        assert await steps.doer.facts(goal, tmp_path) == Probed(), "it may be half undone"
+        await steps.doer.close()
+
+
+def _applied(steps: _Steps, **given: Any) -> Pursued:
+    """The goal, after that was applied."""
+    step = Step(1, Action("apply", {"version": "v1", **given}), "", 0.0, 1.0, {"version": "v1"})
+    return replace(steps._goal, steps=(step,))
 
 
 async def test_beside_learning_jobs_nothing_is_measured(tiny: Path, tmp_path: Path) -> None:

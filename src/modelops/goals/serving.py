@@ -75,12 +75,20 @@ def _back(objective: ServingObjective, applied: Step, restored: Sequence[Step], 
 
 
 def _is_ours(applied: Step, restored: Sequence[Step], seen: Seen) -> bool:
-    """Whether what answers is what was applied: whatever somebody has activated since is not touched. Where it was
-    tried already to undo it, what answers may be what was before, and the rest is still to be done."""
+    """Whether what answers is what was applied: what somebody has activated since, or has asked to forget, is not
+    touched. Where it was tried already to undo it, what answers may be what was before, and the rest is still to be
+    done."""
+    if _probed(seen).forgotten:
+        return False
     labels = {"", str(applied.result.get("version", ""))}
     if restored and len(labels) > 1:
         labels.add(str(applied.action.arguments["version"]))
     return len(labels) == 1 or all(model.version in labels for model in seen.models.values())
+
+
+def _probed(seen: Seen) -> Probed:
+    """What has become of what was applied; it is watched without, where no facts can be had."""
+    return seen.facts if isinstance(seen.facts, Probed) else Probed()
 
 
 def _model(objective: ServingObjective, seen: Seen) -> ModelSeen:
@@ -122,7 +130,10 @@ def _after(goal: Pursued, seen: Seen, objective: ServingObjective, applied: Step
     if goal.last("restore"):
         ending = Ending("failed", str(goal.all("restore")[0].why.removesuffix(": undone")))
         return give_up(goal, seen, ending)
-    model = _model(objective, seen)
+    model, probed = _model(objective, seen), _probed(seen)
+    if probed.forgotten:
+        why = "a load asked for it untuned while the applied way was watched, and it is left so"
+        return give_up(goal, seen, Ending("failed", why))
     if not _is_ours(applied, (), seen):
         why = f"another version ({model.version}) was activated while the applied way was watched"
         return give_up(goal, seen, Ending("failed", why))
@@ -133,7 +144,6 @@ def _after(goal: Pursued, seen: Seen, objective: ServingObjective, applied: Step
         failures = model.failures
     if failures >= _FAILURES:
         return give_up(goal, seen, Ending("failed", "the model's engine failed again and again in the applied way"))
-    probed = seen.facts if isinstance(seen.facts, Probed) else Probed()  # it is watched without, where none are had
     if probed.unanswered >= _UNANSWERED:
         why = f"the model did not answer {probed.unanswered} probes in a row in the applied way"
         return give_up(goal, seen, Ending("failed", why))

@@ -58,11 +58,12 @@ class ServingFacts:
 
 @dataclass(frozen=True)
 class Probed:
-    """What has become of the probes of a way that was applied: how many in a row, up to now, were not answered, and
-    whether an answer is waited for."""
+    """What has become of a way that was applied: how many probes in a row, up to now, were not answered; whether an
+    answer is waited for; and whether the way is `forgotten`, as a load that asks for the model untuned has it."""
 
     unanswered: int = 0
     asking: bool = False
+    forgotten: bool = False
 
 
 def workload_of(objective: ServingObjective) -> Workload:

@@ -29,6 +29,7 @@ from modelops.learning.room import never_fits
 from modelops.serving.catalog import Version
 from modelops.serving.formats import FOLDER, Formats
 from modelops.serving.placement import Bill
+from modelops.serving.registry import tuned_part
 from modelops.serving.wishes import Wish
 
 _APPLY_S = 600.0  # time for the other engine to be loaded
@@ -65,17 +66,19 @@ class ServingDoer:
         return await self._surveyor.facts(objective, real=real)
 
     def _probed(self, goal: Pursued, applied: Step) -> Probed:
-        """What has become of the probes of what was applied. What is not loaded, as somebody has unloaded it, is not
-        asked: it would be loaded."""
-        name, catalog = _objective(goal).model_name, self._tools.catalog
-        label = str(applied.result.get("version", ""))
+        """What has become of what was applied. What is not loaded, as somebody has unloaded it, is not asked: it would
+        be loaded."""
+        objective, catalog = _objective(goal), self._tools.catalog
+        name, label = objective.model_name, str(applied.result.get("version", ""))
+        forgotten = False
         if applied.done and not applied.error and not goal.last("restore") and catalog.knows(name):
+            forgotten = (catalog.tuned(name) or Wish()) != _tuned(objective, applied.action.arguments)
             answers = catalog.active(name).label == label and self._tools.pool.view(name).status == "loaded"
-            if answers:
+            if answers and not forgotten:
                 counted = self._watch.look(goal.goal_id, applied.number, name, label)
                 return Probed(counted.unanswered, counted.waits)
         self._watch.end(goal.goal_id)
-        return Probed()
+        return Probed(forgotten=forgotten)
 
     async def refusal(self, goal: Pursued, folder: Path) -> str:
         """See Doer."""
@@ -161,7 +164,6 @@ class _Doing:
     async def apply(self) -> dict[str, Any]:
         """The way, to the model that serves."""
         given, changes, version = self._given, self._given["changes"], self._version()
-        draft = self._objective.draft_model_name
         if "weights" in changes:
             file = await self._sampler.file(version, changes["weights"])
             known = await self._tools.catalog.digest(version)
@@ -173,9 +175,8 @@ class _Doing:
                 "weights": changes["weights"],
             }
             version = await self._tools.catalog.publish(self._name, file, "llm", lineage)
-        tuned = Wish.from_json(given["tuned"]) if given["tuned"] else Wish()
-        await self._serve(version, changed(Wish.from_json(given["wish"]), changes, draft))
-        await self._tools.catalog.set_tuned(self._name, changed(tuned, changes, draft))
+        await self._serve(version, changed(Wish.from_json(given["wish"]), changes, self._objective.draft_model_name))
+        await self._tools.catalog.set_tuned(self._name, _tuned(self._objective, given))
         return {"version": version.label}
 
     async def restore(self) -> dict[str, Any]:
@@ -228,6 +229,12 @@ class _Doing:
             await pool.activate(version, wish=wish, drain_first=False, deadline=deadline)
         except InsufficientMemory:
             await pool.activate(version, wish=wish, drain_first=True, deadline=deadline)
+
+
+def _tuned(objective: ServingObjective, given: Mapping[str, Any]) -> Wish:
+    """How the model is tuned once a step `apply` with those arguments is done."""
+    before = Wish.from_json(given["tuned"]) if given["tuned"] else Wish()
+    return tuned_part(changed(before, given["changes"], objective.draft_model_name))
 
 
 def _objective(goal: Pursued) -> ServingObjective:
