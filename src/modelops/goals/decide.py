@@ -10,7 +10,7 @@ from typing import Protocol
 
 from modelops.api.goals import AvailabilityObjective, QualityObjective
 from modelops.goals import availability, quality, serving
-from modelops.goals.values import Act, Decision, Ending, Pursued, Seen, Wait
+from modelops.goals.values import CANCELLED, Act, Decision, Ending, Pursued, Seen, Wait
 
 
 class Way(Protocol):
@@ -62,7 +62,7 @@ def ended_by(goal: Pursued, seen: Seen) -> Ending | None:
     if seen.ending:
         return seen.ending
     if seen.cancelled is not None:
-        return Ending("cancelled", seen.cancelled)
+        return Ending("cancelled", seen.cancelled or CANCELLED)
     if seen.overdue:
         return Ending("failed", "it was not completed by its target_completion")
     if goal.limits.max_seconds is not None and seen.elapsed_s >= goal.limits.max_seconds:

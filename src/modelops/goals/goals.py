@@ -30,6 +30,7 @@ from modelops.durable.bell import Bell
 from modelops.goals.doing import REQUESTS, Checked, Doer
 from modelops.goals.folders import Folders
 from modelops.goals.telling import told
+from modelops.goals.values import CANCELLED
 from modelops.learning.jobs import PRIORITIES
 from modelops.metrics import Metrics
 from modelops.metrics.families import GOALS
@@ -163,7 +164,7 @@ class Goals:
     async def cancel(self, goal_id: str, reason: str) -> Goal:
         """The goal, which ends as soon as what it was at is cleared away, if it has not yet. Raises NotFound."""
         await self._of(goal_id)
-        row = await self._queries.ask_cancel(goal_id, reason, time.time())
+        row = await self._queries.ask_cancel(goal_id, reason or CANCELLED, time.time())
         if row is None:
             raise _unknown(goal_id)
         if row.status == "cancelled" and not row.attempts:

@@ -79,7 +79,7 @@ class Record:
         grown = self.memory.ending_with(ending)
         await self._memorise(ENDING, grown.written())
         self.memory = grown
-        await self.tell("log", f"it is to end: {ending.why or ending.status}")
+        await self.tell("log", f"it is to end: {ending.why}")
 
     async def waits(self, wait: Wait) -> None:
         """Write what of this is new."""

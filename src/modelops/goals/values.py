@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from modelops.api.goals import GoalLimits, Objective
 
+#: Why a goal ends that was cancelled without a reason.
+CANCELLED = "it was cancelled"
+
 
 @dataclass(frozen=True)
 class Action:
