@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,37 @@ async def test_a_goal_waits_with_its_rows_copied_and_all_that_was_said_of_it(tmp
         assert samples(parts.metrics.page({}).decode())["moc_goals_total", ()] == 1
 
 
+UNTIL = {"until": "2100-01-31T12:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "fields", "warned"),
+    [
+        ("availability", {}, {}, ""),
+        ("availability", UNTIL, {"limits": {"max_seconds": 9}}, ""),
+        ("availability", UNTIL, {"target_completion": "2100-01-31T12:00:01Z"}, ""),
+        (
+            "availability",
+            {},
+            {"limits": {"max_seconds": 9}},
+            r"without objective\.until .* at limits\.max_seconds it will",
+        ),
+        ("availability", {}, {"target_completion": "2100-01-31T12:00:00Z"}, "at target_completion it will have failed"),
+        ("serving", {"watch_seconds": 60}, {"limits": {"max_seconds": 60.5}}, ""),
+        ("serving", {"watch_seconds": 60}, {"limits": {"max_seconds": 60}}, r"\(60\) leave no time for the 60 s"),
+        ("quality", {"watch_seconds": 9}, {"limits": {"max_seconds": 1.5}}, r"\(1\.5\) leave no time for the 9 s"),
+    ],
+)
+async def test_what_its_limits_will_not_let_come_to_pass_is_warned_of(
+    tmp_path: Path, kind: str, objective: dict[str, Any], fields: dict[str, Any], warned: str
+) -> None:
+    async with pursuing(tmp_path, CountingDoer(), started=False) as parts:
+        wanted = request("m", kind, **fields)
+        found = await parts.goals.preview(wanted.model_copy(update={"objective": wanted.objective | objective}))
+        assert len(found.warnings) == bool(warned)
+        assert re.search(warned, "".join(found.warnings))
+
+
 async def test_a_preview_makes_nothing(tmp_path: Path) -> None:
     async with pursuing(tmp_path, CountingDoer(), started=False) as parts:
         found = await parts.goals.preview(request(rows=True))
@@ -65,6 +98,13 @@ async def test_a_preview_makes_nothing(tmp_path: Path) -> None:
         ({"limits": {"max_job": 1}}, "limits: unknown field 'max_job'"),
         ({"limits": {"max_seconds": 0}}, "limits: "),
         ({"target_completion": "2001-01-01T00:00:00Z"}, "target_completion has passed"),
+        (
+            {
+                "objective": {"type": "availability", "models": ["m"], "until": "2100-01-31T12:00:00Z"},
+                "target_completion": "2100-01-31T11:59:59Z",
+            },
+            r"target_completion is before objective\.until",
+        ),
     ],
 )
 async def test_what_is_wrong_is_said_and_nothing_is_made(tmp_path: Path, given: dict[str, object], said: str) -> None:
@@ -116,7 +156,7 @@ async def test_more_than_may_wait_are_refused(tmp_path: Path) -> None:
 async def test_without_a_status_those_that_have_not_ended_are_listed(tmp_path: Path) -> None:
     async with pursuing(tmp_path, CountingDoer(), started=False) as parts:
         a, b = await parts.create("a"), await parts.create("b")
-        await parts.goals.cancel(a.goal_id, "")
+        assert (await parts.goals.cancel(a.goal_id, "")).error_message == "it was cancelled"
         listed = {
             status: [goal.objective["model_name"] for goal in await parts.goals.list(status)]
             for status in (None, "all", "pending", "active", "cancelled")

@@ -30,6 +30,21 @@ workloads = st.builds(
 )
 
 
+@given(ways, workloads, st.sets(st.sampled_from(["", "Q8_0", "Q4_0"])))
+def test_no_way_that_is_tried_is_smaller_than_all_of_the_smallest(
+    present: Way, workload: Workload, kinds: set[str]
+) -> None:
+    smallest = space.smallest(present, kinds, workload)
+    for centre in (present, *space.formats(present, kinds)):
+        for way in (centre, *space.settings(centre, workload, 4, cache=True, real=True, draft=True)):
+            assert any(
+                least.slots <= way.slots
+                and least.batch_size <= way.batch_size
+                and (least.weights, least.cache_type) == (way.weights, way.cache_type)
+                for least in smallest
+            )
+
+
 @given(ways)
 def test_a_way_is_what_it_was_when_it_was_written(way: Way) -> None:
     assert Way.from_json(json.loads(json.dumps(way.to_json()))) == way

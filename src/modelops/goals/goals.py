@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound, Overloaded
@@ -22,6 +22,7 @@ from modelops.api.goals import (
     GoalLimits,
     GoalStatus,
     GoalType,
+    Objective,
     objective_of,
 )
 from modelops.durable import watching
@@ -186,7 +187,15 @@ class Goals:
             )
         if request.target_completion and request.target_completion.timestamp() <= time.time():
             raise InvalidRequest("target_completion has passed already; give a later one, or none")
-        return _Asked(request, await self._doers[objective.type].check(objective, limits), limits)
+        until = objective.until if isinstance(objective, AvailabilityObjective) else None
+        if request.target_completion and until and request.target_completion < until:
+            raise InvalidRequest(
+                "target_completion is before objective.until, before which the goal is not completed; give one that is "
+                "later than that, or none"
+            )
+        checked = await self._doers[objective.type].check(objective, limits)
+        warnings = (*checked.warnings, *_hopeless(objective, limits, due=request.target_completion is not None))
+        return _Asked(request, replace(checked, warnings=warnings), limits)
 
     async def _create(self, row: GoalRow, asked: _Asked) -> GoalRow:
         new = False
@@ -225,6 +234,20 @@ class Goals:
         if row is None:
             raise _unknown(goal_id)
         return row
+
+
+def _hopeless(objective: Objective, limits: GoalLimits, *, due: bool) -> Iterator[str]:
+    """Warnings of what a goal with these limits, and a date by which it is `due` or not, will not come to."""
+    most = limits.max_seconds
+    if isinstance(objective, AvailabilityObjective):
+        if objective.until is None and (due or most is not None):
+            ends = "target_completion" if due else "limits.max_seconds"
+            yield f"without objective.until it is never completed: at {ends} it will have failed, however well it went"
+    elif most is not None and most <= objective.watch_seconds:
+        yield (
+            f"limits.max_seconds ({most:g}) leave no time for the {objective.watch_seconds:g} s for which a change is "
+            "watched (objective.watch_seconds): whatever is changed will be taken back"
+        )
 
 
 def _row(goal_id: str, asked: _Asked, caller: str, key: str | None) -> GoalRow:

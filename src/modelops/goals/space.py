@@ -109,6 +109,14 @@ def formats(present: Way, kinds: Iterable[str]) -> tuple[Way, ...]:
     return tuple(replace(present, weights=kind) for kind in dict.fromkeys(kinds) if kind != present.weights)
 
 
+def smallest(present: Way, kinds: Iterable[str], workload: Workload) -> list[Way]:
+    """Ways of which one takes no more memory than any that is tried."""
+    slots = min(present.slots, *_slots(workload.concurrency))
+    least = replace(present, slots=slots, batch_size=min(present.batch_size, _BATCHES[0]), speculation="")
+    ways = [least, *formats(least, kinds)]
+    return [*ways, *(replace(way, cache_type="q8_0") for way in ways if present.cache_type == "f16")]
+
+
 def longer_formats(workload: Workload) -> tuple[Weights, ...]:
     """Formats of more bits than most files have that are worth a look unless somebody says which are: each token of an
     answer reads all weights once more, but of a prompt many share the reading, and only the arithmetic counts."""

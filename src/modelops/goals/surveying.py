@@ -13,8 +13,8 @@ from modelops.api.goals import GoalPlan, ServingObjective, Workload
 from modelops.goals import asked
 from modelops.goals.doing import REQUESTS, TEXT, Checked, Tools
 from modelops.goals.narrowing import PAIRS, most_measurements
-from modelops.goals.space import MB, Way, longer_formats
-from modelops.goals.targets import ServingFacts, hurried, workload_of
+from modelops.goals.space import MB, Way, longer_formats, smallest
+from modelops.goals.targets import ServingFacts, guessed_tokens, hurried, workload_of
 from modelops.goals.text import TEXTS
 from modelops.learning import datasets
 from modelops.learning.checks import rows_of
@@ -75,6 +75,8 @@ class Surveyor:
             await self._tools.engines.plan(name, version.file, wish=wish, draft=draft.file)  # refuses one that is unfit
             objective = objective.model_copy(update={"draft_model_name": draft.model_name})
         objective = objective.model_copy(update={"model_name": name})
+        if objective.max_memory_mb is not None:
+            await self._refuse_tight(objective, objective.max_memory_mb, workload)
         rows = await asyncio.to_thread(self._rows, objective)
         files = {TEXT: rows}
         # In the objective they would be kept, and told, once more.
@@ -163,6 +165,15 @@ class Surveyor:
                 'would say nothing of it; load it with "gpu_layers": -1 to have it served, and tuned, there'
             )
 
+    async def _refuse_tight(self, objective: ServingObjective, most: int, workload: Workload) -> None:
+        facts = await self.facts(objective)
+        least = min(map(facts.bytes, smallest(facts.present, facts.sizes, workload)))
+        if least > most * MB:
+            raise InvalidRequest(
+                f"objective: max_memory_mb: no way of running '{objective.model_name}' that is tried takes less than "
+                f"{-(-least // MB)} MB; give at least that"
+            )
+
     def _rows(self, objective: ServingObjective) -> Dataset[Example]:
         """The text that formats are judged by."""
         settings = self._tools.settings
@@ -199,11 +210,16 @@ def _workload(objective: ServingObjective, length: int) -> Workload:
         where = f"objective.workload.requests, {number}"
         if more := given.keys() - _REQUEST_FIELDS:
             raise InvalidRequest(f"{where}: unknown {', '.join(sorted(more))}; it has input_text and max_tokens")
-        text, most = given.get("input_text"), given.get("max_tokens", 1)
+        text, most = given.get("input_text"), given.get("max_tokens", described.answer_tokens)
         if not isinstance(text, str) or not text.strip():
             raise InvalidRequest(f"{where}: input_text is a text that is not empty")
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise InvalidRequest(f"{where}: max_tokens is a number of 1 or more")
+        if (prompt := guessed_tokens(text)) + most > length:
+            raise InvalidRequest(
+                f"{where}: about {prompt} tokens of prompt and {most} of answer are more than the context of {length} "
+                "that the model is served with"
+            )
     workload = workload_of(objective)
     tokens = workload.prompt_tokens + workload.answer_tokens
     if tokens > length:

@@ -66,12 +66,17 @@ class Probed:
     forgotten: bool = False
 
 
+def guessed_tokens(text: str) -> int:
+    """About how many tokens a text has: four bytes are one."""
+    return len(text.encode()) // 4
+
+
 def workload_of(objective: ServingObjective) -> Workload:
-    """The workload by lengths. Those of real requests are guessed, where they are not given: four bytes are a token."""
+    """The workload by lengths. Those of real requests are guessed, where they are not given."""
     described = objective.described
     if not described.requests:
         return described
-    prompts = [len(str(each.get("input_text", "")).encode()) // 4 for each in described.requests]
+    prompts = [guessed_tokens(str(each.get("input_text", ""))) for each in described.requests]
     answers = [int(each.get("max_tokens") or described.answer_tokens) for each in described.requests]
     return described.model_copy(
         update={
