@@ -102,7 +102,8 @@ class CountingDoer:
         kind = self.script[done]
         if kind == "wait":
             return Wait("nothing is to be done", 3600, metrics={"looks": 1})
-        return Act(Action(kind, {"which": done}), f"{kind} comes next", heavy=kind.startswith("heavy"))
+        so_far = done / len(self.script)
+        return Act(Action(kind, {"which": done}), f"{kind} comes next", kind.startswith("heavy"), progress=so_far)
 
     def give_up(self, goal: Pursued, seen: Seen, ending: Ending) -> Decision:
         self.seen.append(seen)

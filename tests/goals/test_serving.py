@@ -53,6 +53,35 @@ def test_the_fastest_way_is_found_applied_watched_and_told(tmp_path: Path) -> No
     assert all(row["ratio"] > 0 for row in end.result["tried"])
 
 
+def test_how_far_it_is_is_told_step_by_step(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path)
+    tuned.run()
+    kinds = [step.action.arguments.get("stage", step.action.kind) for step in tuned.steps]
+    begun = dict(zip(kinds, tuned.progress[1:], strict=False))
+    assert {kind: begun[kind] for kind in ("present", "rewrite", "final", "apply")} == {
+        "present": 0.0,
+        "rewrite": 0.05,
+        "final": 0.85,
+        "apply": 0.9,
+    }
+    assert tuned.progress[-1] == 0.99, "nearly watched"
+    assert len({*tuned.progress}) < 30, "each that is new is written, and told as an event"
+
+
+def test_a_search_that_begins_anew_is_no_less_far(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path)
+    for _ in range(9):
+        decision = tuned.decide()
+        assert isinstance(decision, Act)
+        tuned.do(decision)
+    tuned.facts = replace(tuned.facts, version="v5")
+    for _ in range(5):
+        decision = tuned.decide()
+        assert isinstance(decision, Act)
+        tuned.do(decision)
+    assert len({*tuned.progress[-5:]}) == 1
+
+
 def test_the_present_way_is_measured_in_every_round(tmp_path: Path) -> None:
     tuned = pursue(tmp_path)
     tuned.run()
@@ -256,7 +285,7 @@ def test_what_fails_after_the_coordinator_has_started_again_counts_from_nothing(
         assert isinstance(decision, Act)
         tuned.do(decision)
     for failures, status in ((9, "completed"), (2, "completed"), (3, "failed"), (10, "failed")):
-        again = replace(tuned, steps=[*tuned.steps], model=replace(tuned.model, failures=failures))
+        again = replace(tuned, steps=[*tuned.steps], progress=[0.0], model=replace(tuned.model, failures=failures))
         assert again.run().status == status
 
 

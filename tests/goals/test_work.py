@@ -63,6 +63,17 @@ def metric(parts: Pursuing, name: str, *labels: tuple[str, str]) -> float:
 
 
 # --- from the start to the end ---
+async def test_how_far_it_is_is_written_with_each_step(tmp_path: Path) -> None:
+    held = Held("promote")
+    async with pursuing(tmp_path, CountingDoer(script=LONG, hold=held)) as parts:
+        made = await parts.create()
+        await until(lambda: held.entered, "that it promotes")
+        assert (await parts.goals.get(made.goal_id)).progress == 0.5
+        held.go_on.set()
+        await parts.goals.cancel(made.goal_id, "")
+        assert (await parts.end(made.goal_id)).progress == 0.5
+
+
 async def test_what_was_done_is_counted_and_nothing_is_left(tmp_path: Path) -> None:
     doer = CountingDoer()
     async with pursuing(tmp_path, doer) as parts:

@@ -62,6 +62,7 @@ class Tuned:
     steps: list[Step] = field(default_factory=list)
     elapsed: float = 0.0
     said: list[str] = field(default_factory=list)
+    progress: list[float] = field(default_factory=lambda: [0.0])
     decisions: int = 0
 
     @property
@@ -76,6 +77,9 @@ class Tuned:
         assert self.decisions < 500, "it does not end"
         found = serving.decide(self.goal, self.seen())
         assert found == serving.decide(self.goal, self.seen()), "the same is decided again"
+        if not isinstance(found, End) and found.progress is not None:
+            assert self.progress[-1] <= found.progress < 1
+            self.progress.append(found.progress)
         return found
 
     def run(self) -> End:

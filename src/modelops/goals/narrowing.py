@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modelops.api.goals import ServingObjective
@@ -20,7 +20,11 @@ PAIRS = 5
 UNSTEADY = 1.15
 #: So many rounds of a goal are at most: where nothing is ever steady, the last pairs must do.
 MOST_AGAIN = 3
+#: The progress of a goal when all is measured.
+SEARCHED = 0.9
 _STAGES = ("formats", "settings", "together")
+#: From which progress to which each stage leads; the rest is the watch's.
+_SPANS = {"present": (0.0, 0.1), "formats": (0.1, 0.4), "settings": (0.4, 0.7), "together": (0.7, SEARCHED)}
 _SAID = {
     "formats": "other formats of the weights",
     "settings": "settings, one at a time",
@@ -33,6 +37,17 @@ def most_measurements(formats: int) -> int:
     stages = (formats, space.MOST_WAYS, space.MOST_TOGETHER)
     again = MOST_AGAIN * (space.MOST_WAYS + 3)
     return 1 + sum(map(space.measurements, stages)) + again + len(stages) * 2 * PAIRS
+
+
+def progress(steps: Iterable[Step]) -> float:
+    """How far a goal is that has done these steps, and applied nothing yet: each measurement is half of what is left of
+    its stage. It never falls, also where the search begins anew."""
+    reached, end = 0.0, 0.0
+    for step in steps:
+        if step.action.kind == "measure" and not step.error:
+            begin, end = _SPANS.get(step.action.arguments["stage"], (reached, end))  # the last pairs are their stage's
+            reached = max(reached, (max(reached, begin) + end) / 2)
+    return round(reached, 2)
 
 
 class Search:

@@ -59,7 +59,10 @@ class Record:
             most = _NEWEST
         kept = Kept(Step(number, act.action, act.why, self.elapsed_s), time.time(), heavy=act.heavy)
         grown, forgotten = self.memory.begun(kept, most)
-        await self._memorise(str(number), memory.written(kept), forget=forgotten, message=act.why)
+        if act.progress is not None:
+            self._progress = act.progress
+        noted = {"message": act.why, "progress": self._progress}
+        await self._memorise(str(number), memory.written(kept), forget=forgotten, **noted)
         self.memory, self._message = grown, act.why
         await self.tell("step", act.why, step=act.action.kind)
 

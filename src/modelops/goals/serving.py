@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from modelops.api.goals import ServingObjective
-from modelops.goals.narrowing import Search
+from modelops.goals.narrowing import SEARCHED, Search, progress
 from modelops.goals.space import Measured
 from modelops.goals.targets import Probed, ServingFacts, result, versions_of, weights_of
 from modelops.goals.values import Act, Action, Decision, End, Ending, ModelSeen, Pursued, Seen, Step, Wait
@@ -47,7 +47,7 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
         return Wait(seen.refusal, seconds=5.0)
     if isinstance(decision, Act) and decision.action.kind == "apply":
         return _applying(decision, objective, seen)
-    return decision
+    return replace(decision, progress=progress(goal.steps)) if isinstance(decision, Act) else decision
 
 
 def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
@@ -120,7 +120,7 @@ def _applying(decision: Act, objective: ServingObjective, seen: Seen) -> Act:
     model = _model(objective, seen)
     loaded = model.status not in ("available", "failed")
     arguments = {**decision.action.arguments, "failures": model.failures, "loaded": loaded}
-    return replace(decision, action=replace(decision.action, arguments=arguments))
+    return replace(decision, action=replace(decision.action, arguments=arguments), progress=SEARCHED)
 
 
 def _after(goal: Pursued, seen: Seen, objective: ServingObjective, applied: Step) -> Decision:
@@ -149,7 +149,9 @@ def _after(goal: Pursued, seen: Seen, objective: ServingObjective, applied: Step
         return give_up(goal, seen, Ending("failed", why))
     left = (applied.ended_s or 0.0) + objective.watch_seconds - seen.elapsed_s
     if left > 0:
-        return Wait("the applied way is watched", seconds=min(left, 1.0))
+        part = min(1 - left / max(left, objective.watch_seconds), 0.9)
+        done = round(SEARCHED + (1 - SEARCHED) * part, 2)
+        return Wait("the applied way is watched", seconds=min(left, 1.0), progress=done)
     if (probed.asking or probed.unanswered) and left > -_LONGER_S:
         return Wait("the applied way was watched; it is still to answer a probe", seconds=0.5)
     told = result(goal)

@@ -108,11 +108,13 @@ class Seen:
 # --- what can follow ---
 @dataclass(frozen=True)
 class Act:
-    """Do this next, because `why`. `heavy`: it takes much of the machine, and waits for the goal's turn."""
+    """Do this next, because `why`. `heavy`: it takes much of the machine, and waits for the goal's turn. `progress` is
+    how far the goal is by then, where that is known."""
 
     action: Action
     why: str
     heavy: bool = False
+    progress: float | None = None
 
 
 @dataclass(frozen=True)
