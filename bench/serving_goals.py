@@ -149,14 +149,16 @@ async def compare(folder: Path, found: Found, workload: Workload, options: argpa
         for turn in range(options.rounds):
             order = [*ARMS[turn % len(ARMS) :], *ARMS[: turn % len(ARMS)]][:: -1 if turn % 2 else 1]
             made = {
-                name: await measure(
-                    engines[name], workload, options.requests, turn, patience_s=60.0, thrown=lambda: None
-                )
+                name: await measure(engines[name], workload, options.requests, turn, patience_s=60.0, thrown=_again)
                 for name in order
             }
             rounds.append([made[name] for name in ARMS])
             print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
     return rounds
+
+
+async def _again() -> None:
+    """A sample was thrown away."""
 
 
 def _plain(planned: Planned, folder: Path, slots: int, executable: str) -> Planned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,15 @@ async def engine(
 async def measured(watched: Watched, workload: Workload, requests: int, **fields: Any) -> tuple[Any, int]:
     """The figures, and how many samples were thrown away."""
     thrown: list[None] = []
-    given = {"patience_s": 30.0, "thrown": lambda: thrown.append(None), **fields}
+    given = {"patience_s": 30.0, "thrown": counting(thrown), **fields}
     return await measure(watched, workload, requests, 1, **given), len(thrown)
+
+
+def counting(thrown: list[None]) -> Callable[[], Awaitable[None]]:
+    async def count() -> None:
+        thrown.append(None)
+
+    return count
 
 
 async def begun(sample: asyncio.Task[Any]) -> None:
@@ -159,7 +166,7 @@ async def refused(watched: Watched, workload: Workload) -> int:
     """How many samples were thrown away before it was given up."""
     thrown: list[None] = []
     with pytest.raises(NoQuietTime):
-        await measure(watched, workload, 50, 1, patience_s=0.5, thrown=lambda: thrown.append(None))
+        await measure(watched, workload, 50, 1, patience_s=0.5, thrown=counting(thrown))
     return len(thrown)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from modelops.api.errors import EngineFailed, Overloaded
@@ -82,7 +82,7 @@ async def measure(
     seed: int,
     *,
     patience_s: float,
-    thrown: Callable[[], None],
+    thrown: Callable[[], Awaitable[None]],
     beside: Callable[[], bool] = lambda: False,
 ) -> Measured:
     """So many requests of the workload, as many at once as it says; other prompts with another `seed`.
@@ -106,7 +106,7 @@ async def measure(
         if watched.quiet.is_set() and (made := await _undisturbed(watched, prompts, workload.concurrency, beside)):
             return made
         tries += 1
-        thrown()
+        await thrown()
 
 
 async def perplexity(watched: Watched, rows: Sequence[Example]) -> float:

@@ -27,6 +27,7 @@ from modelops.serving.formats import Formats
 
 _NOTES = "measured.json"
 _TRIES = 2  # of a sample whose engine breaks: somebody may have killed it
+_TOLD = 10  # of so many samples of a way that are thrown away one is told of, and the first
 _LOOK_S = 1.0  # between two looks whether learning jobs are worked on still
 _UNFIT = (EngineFailed, InvalidRequest, DeadlineExceeded, InsufficientMemory)
 
@@ -76,9 +77,12 @@ class Sampler:
         is other prompts."""
         thrown = 0
 
-        def threw() -> None:
+        async def threw() -> None:
             nonlocal thrown
             thrown += 1
+            if thrown == 1 or thrown % _TOLD == 0:
+                count = "1 sample was" if thrown == 1 else f"{thrown} samples were"
+                await self._tell("warning", f"requests leave no quiet time: {count} thrown away so far")
 
         workload, broke = await self._workload(), 0
         while True:
