@@ -154,6 +154,7 @@ def test_the_first_stage_that_meets_the_target_is_the_last(tmp_path: Path) -> No
     end = tuned.run()
     assert end.status == "completed", end.why
     assert end.result["applied"] == {"version": "v2", "weights": "Q8_0"}
+    assert "2 ways are tried beside the present one: other formats of the weights" in tuned.said
     stages = {step.action.arguments.get("stage") for step in tuned.steps}
     assert stages == {None, "present", "formats", "final"}
 
@@ -175,6 +176,12 @@ def test_a_format_that_loses_too_much_is_not_measured(tmp_path: Path) -> None:
     measured = [Way.from_json(way) for step in tuned.steps for way in step.action.arguments.get("ways", ())]
     assert {way.weights for way in measured} == {""}
     assert [each["increase"] for each in end.result["perplexity"]] == [0.011, 0.2]
+
+
+def test_one_way_is_one(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path, {"formats": ["Q8_0"]})
+    tuned.run()
+    assert "1 way is tried beside the present one: other formats of the weights" in tuned.said
 
 
 def test_a_format_that_cannot_be_made_is_left_out(tmp_path: Path) -> None:

@@ -174,9 +174,10 @@ class Search:
             "pairs": 1,
             "requests": self._requests(space.growth(len(rounds))),
         }
-        said = f"{len(left)} ways are tried beside the present one: {_SAID[stage]}"
+        ways_are = "1 way is" if len(left) == 1 else f"{len(left)} ways are"
+        said = f"{ways_are} tried beside the present one: {_SAID[stage]}"
         if rounds:
-            said = f"the better {len(left)} are measured for longer: {_SAID[stage]}"
+            said = f"the better {ways_are} measured for longer: {_SAID[stage]}"
         return self._measure(given, said)
 
     def _again(self, step: Step) -> Act | None:
