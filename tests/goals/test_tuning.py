@@ -264,6 +264,10 @@ def test_a_goal_is_planned_in_words(refusing: Client) -> None:
     assert plan.seconds > 0
     assert plan.memory_mb > 0
     assert not refusing.list_goals("all")
+    twice = {"type": "serving", "model_name": "m", "formats": ["Q8_0", "Q4_0", "Q8_0"]}
+    again = refusing.create_goal("how", twice, dry_run=True)
+    assert again.objective["formats"] == ["Q8_0", "Q4_0"]
+    assert again.plan == plan
 
 
 # --- with a real engine ---

@@ -63,8 +63,8 @@ class Surveyor:
         self._refuse_gpu(model)
         length = model.tuned.spec.context_length
         workload = _workload(objective, length)
-        if "formats" not in objective.model_fields_set:
-            objective = objective.model_copy(update={"formats": [*objective.formats, *longer_formats(workload)]})
+        more = () if "formats" in objective.model_fields_set else longer_formats(workload)
+        objective = objective.model_copy(update={"formats": [*dict.fromkeys((*objective.formats, *more))]})
         warnings = []
         if objective.formats and any(each.startswith(f"{name}:") for each in catalog.names()):
             objective = objective.model_copy(update={"formats": []})
