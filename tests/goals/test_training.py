@@ -171,6 +171,13 @@ def test_a_plan_says_what_it_takes_and_what_is_missing(served: Served) -> None:
         assert len(goal.plan.steps) == 4
         assert any("without regression_dataset" in warning for warning in goal.warnings)
         assert any("5 held-out rows tell little" in warning for warning in goal.warnings)
+        again = OBJECTIVE | {"eval_dataset": HELD_OUT[:2] * 15}
+        goal = asked.create_goal("colours", again, limits={"max_jobs": 0}, dry_run=True)
+        assert goal.plan
+        assert [step.split()[0] for step in goal.plan.steps] == ["judge", "train"]
+        assert goal.plan.steps[1] == "train nothing (max_jobs is 0): where it does not reach that, the goal has failed"
+        assert goal.plan.seconds == 0
+        assert any("30 held-out rows, 2 of them different, tell little" in warning for warning in goal.warnings)
 
 
 def test_two_goals_for_the_same_model_contradict_each_other(served: Served) -> None:

@@ -123,28 +123,40 @@ def warnings(files: Files) -> list[str]:
     told = []
     if REGRESSION not in files:
         told.append("without regression_dataset nobody will know what it has lost beside what it has learnt")
-    if (count := len(files[HELD_OUT].rows)) < _FEW_ROWS:
-        told.append(f"{count} held-out rows tell little: by chance alone some of so few are better or worse")
+    rows = files[HELD_OUT].rows
+    if (count := len({_asks(row) for row in rows})) < _FEW_ROWS:
+        told.append(
+            f"{len(rows)} held-out rows{f', {count} of them different,' if count < len(rows) else ''} tell little: by "
+            "chance alone some of so few are better or worse"
+        )
     return told
+
+
+def _asks(row: Example) -> tuple[str, ...]:
+    """The same of rows that ask the same."""
+    return (*(turn["content"] for turn in row.turns), row.text)
 
 
 def plan(objective: QualityObjective, name: str, job: JobPlan, most: int) -> GoalPlan:
     """How it would be pursued, with at most so many trainings of which each takes what `job` says."""
     about = f", each about {job.seconds:.0f} s on the {'GPU' if job.device == 'cuda' else 'CPU'}" if job.seconds else ""
     held_out = f"{job.eval_rows} held-out rows"
+    first = f"judge '{name}', as it is served, by {held_out}: {objective.metric}, of which {wanted(objective)}"
     steps = [
-        f"judge '{name}', as it is served, by {held_out}: {objective.metric}, of which {wanted(objective)}",
+        first,
         f"train, at most {most} times{about}, until a version reaches that and does not lose to the present one"
         + (" nor what the regression rows ask" if job.regression_rows else ""),
         f"promote it, and watch it for {objective.watch_seconds:g} s: should it fail, the present one answers again",
         f"judge it, as it is served, by the {held_out}",
     ]
+    if not most:
+        steps = [first, "train nothing (max_jobs is 0): where it does not reach that, the goal has failed"]
     return GoalPlan(
         steps=steps,
         rows=job.rows,
         eval_rows=job.eval_rows,
         regression_rows=job.regression_rows,
         max_jobs=most,
-        seconds=round(job.seconds * min(most, 1) + objective.watch_seconds, 1),
+        seconds=round(job.seconds + objective.watch_seconds if most else 0.0, 1),
         memory_mb=job.memory_mb,
     )
