@@ -67,8 +67,9 @@ def loads(*errors: str, ended_s: float = 100.0, name: str = "m") -> tuple[Step, 
         ("available", {"refused": BILL, "asked": True}, f"'m' cannot be held: {BILL}"),
         (
             "available",
-            {"refused": BILL, "asked": True, "before": ("a", "b")},
-            f"'m' cannot be held: it gives way to 'a', 'b', kept by a goal that goes first: {BILL}",
+            {"refused": BILL, "asked": True, "before": {"a": "g1", "b": "g2"}},
+            f"'m' cannot be held: it gives way to 'a' (kept by the goal g1), 'b' (kept by the goal g2), which goes "
+            f"first: {BILL}",
         ),
         ("loaded", {"refused": BILL}, "it is loaded and answers"),
     ],
@@ -245,7 +246,7 @@ HELD = st.builds(
     waits_s=st.sampled_from([0.0, 5.0]),
     refused=st.sampled_from(["", BILL]),
     asked=st.booleans(),
-    before=st.sampled_from([(), ("x",)]),
+    before=st.sampled_from([{}, {"x": "g1"}]),
 )
 ERRORS = st.lists(st.sampled_from(["", "no"]), max_size=12)
 #: What happens to a model: looked at, and whether it is up; probed, and whether it answers; a restart.

@@ -348,7 +348,8 @@ async def test_the_goal_that_goes_first_takes_the_place_and_the_other_says_so_an
         high = scene.goal("b", priority=3)
         await high.answers()
         assert scene.status("a") == "available"
-        await low.until(lambda: low.says("'a' cannot be held: it gives way to 'b', kept by a goal that goes first"))
+        by = f"'a' cannot be held: it gives way to 'b' (kept by the goal {high.pursued.goal_id}), which goes first: "
+        await low.until(lambda: low.says(by))
         assert low.says("'a' needs")
         for _ in range(3):
             await low.look()

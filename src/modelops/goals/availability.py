@@ -89,7 +89,7 @@ class Held:
     """What is seen of a model that is to be held. `why` the last probe was not answered; `prepared`: a load was begun,
     and its file is fetched or made; `failed`: why it is not loaded before `waits_s` are over; `refused`: why it has no
     place, with the bill; `asked`: it is loaded as soon as there is room, as was asked for; `before`: models that keep
-    it from that, because a goal that goes first keeps them."""
+    it from that, each with the id of the goal that keeps it and goes first."""
 
     tally: Tally = Tally()
     why: str = ""
@@ -98,7 +98,7 @@ class Held:
     waits_s: float = 0.0
     refused: str = ""
     asked: bool = False
-    before: tuple[str, ...] = ()
+    before: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ def _state(goal: Pursued, name: str, seen: Seen, held: Held) -> str | None:
     if held.refused and not held.asked and not paused:
         return None
     if held.refused and held.before:
-        others = ", ".join(f"'{other}'" for other in held.before)
-        return f"'{name}' cannot be held: it gives way to {others}, kept by a goal that goes first: {held.refused}"
+        others = ", ".join(f"'{other}' (kept by the goal {goal_id})" for other, goal_id in held.before.items())
+        return f"'{name}' cannot be held: it gives way to {others}, which goes first: {held.refused}"
     if held.refused:
         return f"'{name}' cannot be held: {held.refused}"
     if paused:

@@ -39,11 +39,11 @@ _RESTS = "it has failed, and is not asked for a while"
 
 @dataclass(frozen=True)
 class _Refused:
-    """Why a model has no place, and which of those who take it a goal keeps that goes first; `memory`: it is for want
-    of that, and not of a file."""
+    """Why a model has no place, and which of those who take it are kept by which goal that goes first; `memory`: it is
+    for want of that, and not of a file."""
 
     why: str = ""
-    before: tuple[str, ...] = ()
+    before: Mapping[str, str] = field(default_factory=dict)
     memory: bool = False
 
 
@@ -206,7 +206,8 @@ class AvailabilityDoer:
         if not isinstance(plan, Bill):
             return _ROOM
         kept = self._pool.kept
-        before = tuple(other for other in plan.kept if kept.get(other, -1) > kept.get(version.engine_name, -1))
+        mine = kept.get(version.engine_name, -1)
+        before = {other: self._keeper(other) for other in plan.kept if kept.get(other, -1) > mine}
         return _Refused(plan.sentence(name), before, memory=True)
 
     # --- probes ---
@@ -275,8 +276,19 @@ class AvailabilityDoer:
 
     def _keep(self) -> None:
         """Tell the pool what is kept now: of two goals the more urgent goes first, and of two alike the older."""
-        order = sorted(self._goals.values(), key=lambda kept: (kept.goal.priority, -kept.number))
-        self._pool.keep({name: rank for rank, kept in enumerate(order) for name in kept.models})
+        self._pool.keep({name: rank for rank, kept in enumerate(self._order()) for name in kept.models})
+
+    def _keeper(self, engine: str) -> str:
+        """The id of the goal that the engine's model is kept for; of several, of that which goes first."""
+        keepers = (kept for kept in reversed(self._order()) if engine in map(self._engine_name, kept.models))
+        return next((kept.goal.goal_id for kept in keepers), "")
+
+    def _engine_name(self, name: str) -> str:
+        return self._catalog.active(name).engine_name if self._catalog.knows(name) else name
+
+    def _order(self) -> list[_Kept]:
+        """Who goes first comes last."""
+        return sorted(self._goals.values(), key=lambda kept: (kept.goal.priority, -kept.number))
 
     async def _watch(self) -> None:
         """See at once what becomes of any model: how long an outage was is not to depend on when goals look."""
