@@ -15,6 +15,7 @@ from modelops.api.goals import AvailabilityObjective
 from modelops.api.types import ModelStatus
 from modelops.goals import decide as every
 from modelops.goals.availability import (
+    GRACE_S,
     LONGEST_PAUSE_S,
     PAUSE_S,
     AvailabilityFacts,
@@ -31,8 +32,8 @@ STATUSES = get_args(ModelStatus)
 BILL = "'m' needs 100 MB and 50 MB are free"
 
 
-def goal(*names: str, steps: tuple[Step, ...] = (), metrics: dict[str, Any] | None = None) -> Pursued:
-    objective = AvailabilityObjective.parse({"type": "availability", "models": list(names or ["m"])})
+def goal(*names: str, steps: tuple[Step, ...] = (), metrics: dict[str, Any] | None = None, **fields: Any) -> Pursued:
+    objective = AvailabilityObjective.parse({"type": "availability", "models": list(names or ["m"]), **fields})
     return Pursued("g", objective, steps=steps, metrics=metrics or {})
 
 
@@ -158,7 +159,7 @@ def test_what_was_never_held_or_is_not_when_its_time_is_over_fails_it(
     status: str, answered: int, held: dict[str, Any], said: str
 ) -> None:
     facts = AvailabilityFacts(
-        {"a": Held(Tally(probes=9, answered=9)), "b": Held(Tally(probes=9, answered=answered), **held)}, left_s=0
+        {"a": Held(Tally(probes=9, answered=9)), "b": Held(Tally(probes=9, answered=answered), **held)}, left_s=-GRACE_S
     )
     models = {"a": ModelSeen("a", status="loaded"), "b": ModelSeen("b", status=status)}
     decision = every.decide(goal("a", "b"), Seen(models=models, facts=facts))
@@ -166,6 +167,25 @@ def test_what_was_never_held_or_is_not_when_its_time_is_over_fails_it(
     share = f"its time (until) is over: {9 + answered} of 18 probes were answered"
     assert (decision.status, decision.why) == ("failed", f"{share}; {said}")
     assert decision.result["models"]["b"]["answered"] == answered
+
+
+def test_a_model_that_has_crashed_when_its_time_is_over_may_come_back() -> None:
+    tally = Tally(probes=9, answered=8)
+    assert isinstance(decide(goal(), seen("available", left_s=-0.1, tally=tally)), Act)
+    decision = decide(goal(), seen("loading", left_s=0.1 - GRACE_S, tally=tally))
+    assert isinstance(decision, Wait)
+    assert (decision.why, decision.progress) == ("'m' is on its way (loading)", 1.0)
+    back = decide(goal(), seen(left_s=0.1 - GRACE_S, tally=tally))
+    assert isinstance(back, End) and back.status == "completed"
+
+
+def test_with_an_end_of_its_own_the_target_completion_is_none() -> None:
+    until = goal(until="2027-01-31T12:00:00Z")
+    assert isinstance(every.decide(until, replace(seen(left_s=-0.1, tally=Tally(1, 1)), overdue=True)), End)
+    due = every.decide(until, replace(seen("loading", left_s=-0.1), overdue=True))
+    assert isinstance(due, Wait), "it is waited for"
+    over = every.decide(goal(), replace(seen(), overdue=True))
+    assert isinstance(over, End) and over.status == "failed"
 
 
 def test_before_that_it_tells_how_far_it_is_and_without_an_end_it_does_not() -> None:
@@ -256,7 +276,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["look", "probe", "restart"]), st.bo
 @given(
     st.lists(st.tuples(st.sampled_from(STATUSES), HELD, ERRORS), min_size=1, max_size=4),
     st.floats(0, 1000),
-    st.none() | st.floats(-5, 100),
+    st.none() | st.floats(-2 * GRACE_S, 100),
 )
 def test_it_loads_only_what_is_not_loaded_nor_on_its_way_and_may_be(
     models: list[tuple[str, Held, list[str]]], elapsed_s: float, left_s: float | None
@@ -269,7 +289,10 @@ def test_it_loads_only_what_is_not_loaded_nor_on_its_way_and_may_be(
     facts = AvailabilityFacts({name: held for name, (_, held, _) in zip(names, models, strict=True)}, left_s)
     of = {name: ModelSeen(name, status=status) for name, (status, _, _) in zip(names, models, strict=True)}
     decision = every.decide(made, Seen(elapsed_s, models=of, facts=facts))
-    assert isinstance(decision, End) == (left_s is not None and left_s <= 0)
+    if left_s is None or left_s > 0:
+        assert not isinstance(decision, End)
+    elif left_s <= -GRACE_S:
+        assert isinstance(decision, End)
     may = {
         name
         for name, held in facts.models.items()

@@ -14,6 +14,8 @@ from modelops.goals.values import Act, Action, Decision, End, Ending, ModelSeen,
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 _LOOK_S = 1.0
+#: So long after its time a model is waited for that does not answer just then, as it has crashed a moment ago.
+GRACE_S = 30.0
 #: Of how many recoveries, the newest, the 95th percentile is computed.
 _RECENT = 200
 
@@ -103,7 +105,7 @@ class Held:
 
 @dataclass(frozen=True)
 class AvailabilityFacts:
-    """What is seen of all its models; `left_s` until it is completed, None where it has no end."""
+    """What is seen of all its models; `left_s` until its time is over, None where it has no end."""
 
     models: Mapping[str, Held] = field(default_factory=dict)
     left_s: float | None = None
@@ -115,7 +117,9 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
         return Wait(seen.refusal)
     facts = _facts(seen)
     if facts.left_s is not None and facts.left_s <= 0:
-        return _over(goal, seen, facts)
+        end = _over(goal, seen, facts)
+        if end.status == "completed" or facts.left_s <= -GRACE_S:
+            return end
     tallies = tallies_of(goal, seen)
     told = []
     for name in names_of(goal):
@@ -126,7 +130,9 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
         told.append(state)
     metrics = counted(tallies.values()) | {"models": {name: tally.written() for name, tally in tallies.items()}}
     fine = "it is loaded and answers" if len(told) == 1 else f"all {len(told)} models are loaded and answer"
-    progress = None if facts.left_s is None else round(seen.elapsed_s / (seen.elapsed_s + facts.left_s), 2)
+    progress = (
+        None if facts.left_s is None else round(seen.elapsed_s / max(seen.elapsed_s + max(facts.left_s, 0.0), 1e-9), 2)
+    )
     return Wait("; ".join(filter(None, told)) or fine, _LOOK_S, progress=progress, metrics=metrics)
 
 

@@ -63,13 +63,18 @@ def ended_by(goal: Pursued, seen: Seen) -> Ending | None:
         return seen.ending
     if seen.cancelled is not None:
         return Ending("cancelled", seen.cancelled or CANCELLED)
-    if seen.overdue:
+    if seen.overdue and not _ends_by_itself(goal):
         return Ending("failed", "it was not completed by its target_completion")
     if goal.limits.max_seconds is not None and seen.elapsed_s >= goal.limits.max_seconds:
         return Ending("failed", f"it was not completed within limits.max_seconds ({goal.limits.max_seconds:g})")
     if gone := _gone(models_of(goal), seen):
         return Ending("failed", f"the model '{gone}' was removed")
     return None
+
+
+def _ends_by_itself(goal: Pursued) -> bool:
+    """Whether the objective has an end of its own, which its target_completion is not before."""
+    return isinstance(goal.objective, AvailabilityObjective) and goal.objective.until is not None
 
 
 def _gone(names: Iterable[str], seen: Seen) -> str:
