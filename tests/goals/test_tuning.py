@@ -38,7 +38,7 @@ from modelops.metrics import Metrics
 from modelops.serving.devices import ThisMachine
 from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import Settings
-from serving.house import House, house
+from serving.house import House, Shown, house
 from support import Served, put, serving, tiny_gguf, wait_until
 
 REQUESTS = [{"input_text": "What is a river?", "max_tokens": 4}]
@@ -362,6 +362,22 @@ async def test_another_format_is_published_served_undone_and_cleared_away(tiny: 
         assert [version.label for version in home.catalog.versions("tiny")] == ["v1"]
         assert not list((tmp_path / "formats").glob("*.gguf"))
         assert await steps.do("discard", again=True, weights=["Q8_0"], versions=["v1"], keep="") == {"removed": []}
+
+
+async def test_it_waits_for_memory_that_other_programs_hold(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Shown()
+    monkeypatch.setattr("serving.house.ThisMachine", lambda: shown)
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        shown.less = 2**60
+        why = await steps.doer.refusal(steps._goal, tmp_path)
+        assert "it waits for memory" in why and "other programs: " in why
+        shown.less = 0
+        assert await steps.doer.refusal(steps._goal, tmp_path) == ""
 
 
 async def test_an_undoing_that_is_cut_short_is_done_again(tiny: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from modelops.engines.base import Prompt
 from modelops.metrics import Metrics
 from modelops.serving.arrivals import Arrivals
 from modelops.serving.catalog import Catalog
-from modelops.serving.devices import ThisMachine
+from modelops.serving.devices import Device, ThisMachine
 from modelops.serving.estimates import Estimates
 from modelops.serving.placement import HOST, Bill
 from modelops.serving.pool import Pool
@@ -31,6 +31,19 @@ from modelops.store.models import ModelQueries
 from modelops.store.residents import ResidentQueries
 
 PROMPT = Prompt(text="Hello", system="", raw=False, max_tokens=3, temperature=0.0, top_p=0.9, stop=(), seed=None)
+
+
+class Shown(ThisMachine):
+    """This machine, `less` so many bytes that others hold; it counts how often it is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.less = 0
+        self.looks = 0
+
+    def devices(self) -> tuple[Device, ...]:
+        self.looks += 1
+        return tuple(replace(device, free=max(0, device.free - self.less)) for device in super().devices())
 
 
 @dataclass

@@ -231,7 +231,7 @@ class Scene:
         for held in self.taken.values():
             for device, size in held.items():
                 free[device] -= size
-        return Room(free, self.taken)
+        return Room(free, self.taken, most=machine(self.size, *self.gpus))
 
     @property
     def reserved(self) -> dict[int, int]:

@@ -192,7 +192,7 @@ def test_it_is_refused_when_others_took_more_than_can_be_evicted() -> None:
     made.tell(ask(1), load(2))
     made.tell(ask(9, "b"))
     made.others = 51 * MB
-    error = Like(InsufficientMemory, "'m' needs 100 MB and 99 MB are free (held: 'b' 100 MB)")
+    error = Like(InsufficientMemory, "'m' needs 100 MB and 99 MB are free (held: 'b' 100 MB; other programs: 51 MB)")
     assert made.tell(down(1, "a")) == [Refuse(1, error), Refuse(2, error), forgotten()]
     assert made.phase() == "available"
     assert made.scheduler.models["m"].engine is None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
 from modelops.api.errors import InsufficientMemory
-from modelops.serving.devices import Device, ThisMachine
 from modelops.serving.events import Event, Grant, Grown, Keep, Look, Refuse, Share
 from modelops.serving.placement import HOST, MB, Bill, Holder, Plan, Wants, place, together
-from serving.house import Make
+from serving.house import Make, Shown
 from serving.needs import machine, need
 from serving.scenes import (
     Like,
@@ -256,19 +254,6 @@ async def test_a_pool_keeps_models_against_a_storm(make: Make) -> None:
     house.pool.keep({})
     await house.until(lambda view: view.status == "available")
     assert await house.ask("b") == "w0 w1 w2 "
-
-
-class Shown(ThisMachine):
-    """This machine, `less` so many bytes that others hold; it counts how often it is looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.less = 0
-        self.looks = 0
-
-    def devices(self) -> tuple[Device, ...]:
-        self.looks += 1
-        return tuple(replace(device, free=max(0, device.free - self.less)) for device in super().devices())
 
 
 @pytest.fixture

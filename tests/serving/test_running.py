@@ -68,6 +68,12 @@ async def test_what_the_driver_says_of_its_processes_is_its_own(started: Start) 
     assert found.taken == {5: {HOST: ram, "gpu0": 250 * MB, "gpu1": 0}}
 
 
+def test_what_no_program_could_have_is_not_part_of_the_most_that_there_may_be() -> None:
+    shown = [Device(HOST, "", 2000 * MB, 500 * MB), Device("gpu0", "", 1000 * MB, 100 * MB, withheld=30 * MB)]
+    found = room(shown, {}, MemorySettings(reserve_mb=100, gpu_reserve_mb=50))
+    assert found.most == {HOST: 1900 * MB, "gpu0": 920 * MB}
+
+
 async def test_weights_that_were_copied_do_not_count_twice(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     running = started(Layout({HOST: 400 * MB}))
     projection = Projection({"Host": Share(270 * MB, 30 * MB, 10 * MB)}, copied=240 * MB)

@@ -21,7 +21,7 @@ from modelops.serving.events import (
     Start,
     Wake,
 )
-from modelops.serving.placement import MB, Bill, Layout, Plan, Wants
+from modelops.serving.placement import HOST, MB, Bill, Layout, Plan, Wants
 from modelops.serving.scheduler import BACKOFF_S, STABLE_S, Scheduler
 from modelops.serving.state import Phase
 from serving.needs import need
@@ -268,7 +268,9 @@ def test_what_does_not_fit_is_refused_with_the_bill(
 
     effects = [effect for effect in made.tell(event) if effect != Grant(9)]
 
-    error = Like(InsufficientMemory, "'m' needs 100 MB and 99 MB are free (held: 'other' 40 MB)")
+    error = Like(
+        InsufficientMemory, "'m' needs 100 MB and 99 MB are free (held: 'other' 40 MB; other programs: 111 MB)"
+    )
     assert effects == [Refuse(one, error) if isinstance(one, int) else one for one in refused]
     assert made.phase() == "available"
     assert not made.scheduler.models["m"].engine
@@ -392,3 +394,33 @@ def test_a_preview_does_nothing_and_says_what_a_load_would_do() -> None:
     assert preview(bigger, "m", 0.0, made.room, after=True) == Plan(Layout({"cpu": 2 * NEED}))
     assert made.reserved == {1: 100}
     assert made.phase() == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("size", "others", "budget", "never", "of_others"),
+    [
+        pytest.param(2 * NEED, 0, 0, False, 0, id="what models hold may be free one day"),
+        pytest.param(3 * NEED, NEED, 0, False, NEED, id="and what other programs hold"),
+        pytest.param(2 * NEED - 1, NEED, 0, True, NEED - 1, id="not what the machine does not have"),
+        pytest.param(9 * NEED, NEED, 2 * NEED - 1, True, 0, id="nor what is over the budget"),
+        pytest.param(3 * NEED, 2 * NEED, 2 * NEED, False, NEED, id="of others only what models might have is told"),
+    ],
+)
+def test_a_bill_says_what_others_hold_and_whether_it_will_ever_fit(
+    size: int, others: int, budget: int, never: bool, of_others: int
+) -> None:
+    made = Scene(register("other"), ask(1, "other"), up(1, "other"), size=size, budget=budget)
+    made.others = others
+    bill = made.scheduler.books.preview(candidate(size=2 * NEED), "m", 0.0, made.room)
+    assert isinstance(bill, Bill)
+    assert (bill.never, bill.others[HOST]) == (never, of_others)
+    told = f"held: 'other' 100 MB; other programs: {of_others // MB} MB)"
+    assert (told in bill.sentence("m")) == bool(of_others)
+    assert bill.details()["others_mb"] == str(of_others // MB)
+
+
+def test_one_gpu_that_is_too_small_is_not_helped_by_the_ram() -> None:
+    made = Scene(size=9 * NEED, gpus=(NEED,))
+    wants = Wants(need(output=2 * NEED, host=1), gpu_layers=1)
+    found = made.scheduler.books.preview(Candidate(1, wants, slots=1), "m", 0.0, made.room)
+    assert isinstance(found, Bill) and found.never

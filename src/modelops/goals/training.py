@@ -26,7 +26,6 @@ from modelops.goals.attempts import JobSeen, QualityFacts
 from modelops.goals.doing import HELD_OUT, REGRESSION, TRAIN, Checked, Tell, Tools
 from modelops.goals.values import Pursued, Step
 from modelops.goals.watching import Counted, Watch
-from modelops.learning.room import never_fits
 from modelops.serving.catalog import Version
 from modelops.serving.placement import MB, Bill
 from modelops.tasks import Tasks
@@ -69,7 +68,7 @@ class QualityDoer:
         files = await asyncio.to_thread(asked.read, objective, tools.settings)
         job = await tools.jobs.preview(asked.training(name, objective, objective.parameters), files)
         _, served = await tools.pool.preview(version, tools.pool.wish(name) or tools.catalog.wish(name))
-        if isinstance(served, Bill) and never_fits(served):
+        if isinstance(served, Bill) and served.never:
             raise InsufficientMemory(served.sentence(name), details=served.details())
         most = tools.settings.goals.max_trainings if limits.max_jobs is None else limits.max_jobs
         bare = {"train_dataset": None, "eval_dataset": None, "regression_dataset": None, "model_name": name}

@@ -25,7 +25,6 @@ from modelops.goals.surveying import Surveyor, changed
 from modelops.goals.targets import Probed, ServingFacts, versions_of, weights_of
 from modelops.goals.values import Pursued, Step
 from modelops.goals.watching import Watch
-from modelops.learning.room import never_fits
 from modelops.serving.catalog import Version
 from modelops.serving.formats import FOLDER, Formats
 from modelops.serving.placement import Bill
@@ -89,7 +88,7 @@ class ServingDoer:
             return "it waits for the learning jobs that are worked on: beside them nothing can be measured"
         model = await self._surveyor.model(_objective(goal).model_name)
         found = tools.pool.preview_loan(f"goal {goal.goal_id}", model.tuned.need.total)
-        if isinstance(found, Bill) and not never_fits(found):  # what never fits fails, and says so
+        if isinstance(found, Bill) and not found.never:  # what never fits fails, and says so
             return f"it waits for memory: {found.sentence(f'goal {goal.goal_id}')}"
         return ""
 

@@ -26,7 +26,7 @@ from modelops.learning.costs import cost
 from modelops.learning.datasets import Dataset, Example, Preference
 from modelops.learning.evaluate import check as check_judged
 from modelops.learning.folders import HELD_OUT, REGRESSION, TRAIN
-from modelops.learning.room import gpu_bytes, never_fits
+from modelops.learning.room import gpu_bytes
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
 from modelops.serving.gguf import Header, read_header
@@ -129,8 +129,8 @@ async def _trained(
     needed = cost(header, parameters, **sizes, threads=threads, device=device)
     on_gpu = needed.memory_bytes if device == "cuda" else 0
     found = pool.preview_loan("training", 0 if on_gpu else needed.memory_bytes, on_gpu)
-    # What models hold that are in use now may be free when the job's turn comes.
-    if isinstance(found, Bill) and never_fits(found):
+    # What models in use, and other programs, hold now may be free when the job's turn comes.
+    if isinstance(found, Bill) and found.never:
         smaller = "a smaller batch_size, max_length or rank takes less"
         raise InsufficientMemory(f"{found.sentence('training')}; {smaller}", details=found.details())
     steps = parameters.steps or math.ceil(plan.rows * parameters.epochs / parameters.batch_size)

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from modelops.api.errors import InsufficientMemory
-from modelops.learning.room import never_fits
 from modelops.serving.loans import Loan
 from modelops.serving.placement import Plan
 from modelops.serving.pool import Pool
@@ -29,7 +28,7 @@ async def lent(
                 with contextlib.suppress(InsufficientMemory):  # somebody else was faster
                     loan = await stack.enter_async_context(pool.borrow(name, size, on_gpu))
                     break
-            elif never_fits(found):
+            elif found.never:
                 raise InsufficientMemory(found.sentence(name), details=found.details())
             elif not said:
                 said = True

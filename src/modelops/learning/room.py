@@ -1,4 +1,4 @@
-"""Where a trainer runs, and whether there will ever be room for it. Looks; nothing is reserved."""
+"""Where a trainer runs. Looks; nothing is reserved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from modelops.learning import support
 from modelops.learning.costs import Cost
 from modelops.serving.devices import Machine
 from modelops.serving.memory import DRIVER_BYTES
-from modelops.serving.placement import HOST, Bill, Plan
+from modelops.serving.placement import HOST, Plan
 from modelops.serving.pool import Pool
 from modelops.settings import Settings
 
@@ -23,8 +23,3 @@ def gpu_bytes(settings: Settings, machine: Machine, pool: Pool, cost: Cost) -> i
     wanted = cost.memory_bytes + DRIVER_BYTES
     fits = isinstance(pool.preview_loan("training", CUDA_BYTES, wanted), Plan)
     return wanted if fits or device == "gpu" else 0
-
-
-def never_fits(found: Bill) -> bool:
-    """Whether it would not even fit if all that models hold were free."""
-    return found.needed > sum(found.free.values()) + sum(found.reserved.values())

@@ -348,7 +348,7 @@ class EngineRoom:
         devices = self._machine.devices()
         found = room(devices, self._running, self._settings.memory)
         lent = {loan.number: loan.counted(devices) for loan in self._loans.values() if loan.number}
-        return Room(found.free, {**found.taken, **lent}) if lent else found
+        return replace(found, taken={**found.taken, **lent}) if lent else found
 
     # --- waiting ---
     async def _wait(self, ticket: int, event: Event, deadline: float | None, what: str) -> int:

@@ -7,7 +7,7 @@ ticket holds its slot until `Close`. An *engine* is a number, never reused, that
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from modelops.api.errors import ModelOpsError
@@ -85,10 +85,12 @@ class Candidate:
 @dataclass(frozen=True)
 class Room:
     """What the machine shows. `free`: bytes on each device, in the order of the GPUs' numbers. `taken`: what engines
-    hold of it already, for those whose memory the machine shows; the rest of their reservations is still to come."""
+    hold of it already, for those whose memory the machine shows; the rest of their reservations is still to come.
+    `most`: bytes that would be free on each device if no program held any, where that is known."""
 
     free: Mapping[str, int]
     taken: Mapping[int, Mapping[str, int]]
+    most: Mapping[str, int] = field(default_factory=dict)
 
 
 NO_ROOM = Room({}, {})

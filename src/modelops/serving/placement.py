@@ -68,7 +68,8 @@ class Plan:
 @dataclass(frozen=True)
 class Bill:
     """Why something does not fit, in bytes for each device. `held`: which model holds how much in all; `kept`: those of
-    them that goals keep."""
+    them that goals keep. `others`: what other programs hold of what models might have; `never`: it would not even fit
+    if nobody held anything."""
 
     needed: int
     free: Mapping[str, int]
@@ -77,12 +78,16 @@ class Bill:
     held: Mapping[str, int]
     would_fit: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    others: Mapping[str, int] = field(default_factory=dict)
+    never: bool = False
 
     def sentence(self, name: str) -> str:
         """The bill for a person: what, why, and what to do."""
         kept = dict.fromkeys(self.kept, ", kept by a goal")
         sizes = (f"'{model}' {_mb(size)} MB{kept.get(model, '')}" for model, size in sorted(self.held.items()))
         held = ("; " if kept else ", ").join(sizes) or "no model"
+        if others := _mb(sum(self.others.values())):
+            held += f"; other programs: {others} MB"
         *rooms, last = (f"{_mb(size)} MB on {device}" for device, size in self.free.items())
         free = f"{', '.join(rooms)} and {last}" if rooms else f"{_mb(sum(self.free.values()))} MB"
         fits = f"it would fit with {' or '.join(self.would_fit)}" if self.would_fit else "no smaller setting would fit"
@@ -95,6 +100,7 @@ class Bill:
     def details(self) -> dict[str, str]:
         """The bill for a program: totals, then the same for each device, each holder, and what would fit."""
         sums = {"free_mb": self.free, "reserved_mb": self.reserved, "evictable_mb": self.evictable}
+        sums |= {"others_mb": self.others} if self.others else {}
         parts = {"needed_mb": str(_mb(self.needed, up=True))}
         parts |= {key: str(_mb(sum(of.values()))) for key, of in sums.items()}
         parts |= {f"{key}.{device}": str(_mb(size)) for key, of in sums.items() for device, size in of.items()}

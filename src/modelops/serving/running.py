@@ -113,4 +113,5 @@ def room(devices: Sequence[Device], running: Mapping[int, Running], memory: Memo
     """What may be reserved on each device, and what engines have taken already."""
     spare = {device.device: memory.reserve_mb if device.device == HOST else memory.gpu_reserve_mb for device in devices}
     free = {device.device: device.free - spare[device.device] * MB for device in devices}
-    return Room(free, {number: one.counted(devices) for number, one in running.items()})
+    most = {device.device: device.total - device.withheld - spare[device.device] * MB for device in devices}
+    return Room(free, {number: one.counted(devices) for number, one in running.items()}, most)

@@ -163,6 +163,7 @@ class Books:
         """What a load of `candidate` as the model `name` would do now. What is being stopped counts as gone.
 
         `beside`: the model's present engine stays until the new one is there. `after`: all its engines are gone before.
+        A bill says whether it would ever fit, and what other programs hold.
         """
         gone = self.going(name)
         if after:
@@ -174,7 +175,13 @@ class Books:
             free = {device: size - claim.held.get(device, 0) for device, size in free.items()}
         if beside:
             holders = [replace(who, cost=None) if who.model == name else who for who in holders]
-        return place(candidate.wants, free, holders, cpu_layers=self.cpu_layers)
+        found = place(candidate.wants, free, holders, cpu_layers=self.cpu_layers)
+        if isinstance(found, Plan):
+            return found
+        most = self.most(room)
+        ever = isinstance(place(candidate.wants, most, (), cpu_layers=self.cpu_layers), Plan)
+        held = freed(found.free, [found.reserved])
+        return replace(found, never=not ever, others={device: max(0, most[device] - held[device]) for device in held})
 
     def claims(self, asking: str, free: Mapping[str, int], gone: Collection[int] = ()) -> list[Holder]:
         """What is not for the model `asking` of what is free: the places of kept models that go before it and are about
@@ -239,6 +246,14 @@ class Books:
         if self.budget:
             free[HOST] = min(free.get(HOST, 0), self.budget - self.ledger.total(HOST))
         return free
+
+    def most(self, room: Room) -> dict[str, int]:
+        """What could be reserved on each device if nothing were, and other programs held nothing."""
+        free = freed(self.free(room), self.ledger.reserved.values())
+        most = {device: max(size, room.most.get(device, 0)) for device, size in free.items()}
+        if self.budget:
+            most[HOST] = min(most.get(HOST, 0), self.budget)
+        return most
 
     def _holders(self, now: float, gone: Collection[int], asking: int | None) -> list[Holder]:
         """Who holds what, and what evicting it costs for one that is kept with the number `asking`, but for the engines
