@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from modelops.api.errors import EngineFailed
+from modelops.api.errors import AlreadyLoaded, EngineFailed
 from modelops.serving.placement import HOST
 from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import ModelEntry, Settings
@@ -84,6 +84,36 @@ async def test_a_load_that_is_not_done_yet_is_wanted_already(enter: Enter) -> No
     async with enter() as second:
         await second.until(lambda view: view.status == "loaded")
         assert second.pool.view("a").slots == 1
+
+
+async def test_a_load_that_joins_the_one_of_a_restart_pins_it(enter: Enter) -> None:
+    async with enter() as first:
+        await first.load("a", slots=1)
+    wish = Wish(slots=1, keep_alive_s=3600.0, pinned=True)
+    async with enter({"load_s": 0.3}) as second:
+        await second.until(lambda view: view.status == "loading")
+        view = await second.load("a", slots=3, keep_alive_s=3600.0, pinned=True)
+        assert (view.slots, view.pinned, view.expires_at) == (1, True, None)
+        assert second.starts == 2, "one for each run"
+        assert second.pool.wish("a") == wish
+        assert await wanted(second) == {"a": wish}
+        with pytest.raises(AlreadyLoaded):
+            await second.load("a", keep_alive_s=1.0)
+        assert second.pool.wish("a") == wish, "whoever is refused changes nothing"
+    async with enter() as third:
+        await third.until(lambda view: view.status == "loaded")
+        assert third.pool.view("a").pinned
+
+
+async def test_a_load_that_waits_for_the_end_of_an_unload_has_its_own_keep_alive(enter: Enter) -> None:
+    async with enter() as home, asyncio.TaskGroup() as group:
+        await home.load("a")
+        async with home.lease():
+            group.create_task(home.unload("a"))
+            await home.until(lambda view: view.status == "unloading")
+            loading = group.create_task(home.load("a", keep_alive_s=3600.0))
+        assert (await loading).expires_at
+        assert await wanted(home) == {"a": Wish(keep_alive_s=3600.0)}
 
 
 @pytest.mark.parametrize("how", ["unload", "evict", "keep-alive", "fail"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,23 @@ def test_only_what_was_wished_is_kept() -> None:
 
 def test_what_this_release_does_not_know_is_left_out() -> None:
     assert Wish.from_json('{"slots": 3, "of_another_release": [1]}') == Wish(slots=3)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "both"),
+    [
+        pytest.param({}, {"pinned": True}, {"pinned": True}, id="who comes later pins it"),
+        pytest.param({"pinned": True}, {}, {"pinned": True}, id="who does not does not unpin it"),
+        pytest.param({"keep_alive_s": 60}, {"keep_alive_s": 5}, {"keep_alive_s": 5}, id="the last keep-alive holds"),
+        pytest.param({"keep_alive_s": 60}, {"keep_alive_s": 0}, {"keep_alive_s": 0}, id="also where it is none"),
+        pytest.param({"keep_alive_s": 60}, {}, {"keep_alive_s": 60}, id="of one that says none nothing"),
+        pytest.param({"slots": 2}, {"slots": 3, "pinned": True}, {"slots": 2, "pinned": True}, id="nothing else"),
+    ],
+)
+def test_whoever_joins_a_load_says_how_long_it_stays_and_nothing_else(
+    first: dict[str, Any], later: dict[str, Any], both: dict[str, Any]
+) -> None:
+    assert Wish(**first).joined(Wish(**later)) == Wish(**both)
 
 
 @pytest.mark.parametrize(("asked", "units"), [(0, None), (-1, 0), (1, 1), (99, 99)])

@@ -80,6 +80,11 @@ class Builds:
         self._known[build.candidate.build] = replace(build, chosen=None)
         return build.chosen
 
+    def wished(self, build: Build, wish: Wish) -> Build:
+        """`build`, wished so from now on; what it is started from is the same."""
+        self._known[build.candidate.build] = replace(build, wish=wish)
+        return self._known[build.candidate.build]
+
     def number(self) -> int:
         """A number that no build has or will have: for a candidate that is no model."""
         return next(self._numbers)

@@ -253,13 +253,13 @@ class EngineRoom:
         self._metrics.observe(LOAD_DURATION, took, name)
         log.info("loaded %s in %.1f s", name, took, extra=about | {"seconds": round(took, 3)})
         self._tasks.start(f"watch {name}", self._watch(name, number, running))
-        self._wishes[name] = running.build.wish
         try:
             for answers in (version, self._builds.choice(running.build)):
                 with contextlib.suppress(Conflict):  # forgotten while it was loaded: it goes with its engine
                     if answers:
                         await self._catalog.activate(answers)
         finally:  # it is loaded, whether or not that can be written
+            self._wishes[name] = running.build.wish
             self._dispatch(Loaded(name, number, running.holds(self._machine.devices())))
         await self._catalog.digest(version)
 

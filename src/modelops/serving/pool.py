@@ -156,9 +156,10 @@ class Pool(EngineRoom):
         return running.adapter(name, {adapter.number, active})
 
     async def load(self, version: Version, wish: Wish, deadline: float) -> View:
-        """Load `version`; joins a load that is running. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …
+        """Load `version`; joins a load that is running, to which `wish` says how long the model stays, and no more.
 
-        An adapter is loaded with its model."""
+        An adapter is loaded with its model. Raises AlreadyLoaded, InsufficientMemory, EngineFailed, …
+        """
         if version.base:
             return await self.adapting.load(version, wish, deadline)
         try:
@@ -457,7 +458,21 @@ class Pool(EngineRoom):
         present = build.version
         if present.number != version.number:
             raise Conflict(f"'{name}' {present.label} is loaded; activate {version.label} to replace it")
+        self._join(name, build, wish)
         return next(self._tickets)
+
+    def _join(self, name: str, build: Build, wish: Wish) -> None:
+        """Whoever joins a load that is running has a say in how long the model stays, and in that alone."""
+        model, joined = self._scheduler.models[name], build.wish.joined(wish)
+        if model.phase == "loaded" or joined == build.wish:
+            return
+        build = self._builds.wished(build, joined)
+        running = self.current(name)
+        if running and running.build.candidate == build.candidate:
+            running.build = build
+        self._dispatch(Register(name, build.candidate, _residency(joined, self._settings)))
+        if model.wanted:
+            self._noting = self._remember(name, joined)
 
     async def _register(self, version: Version, wish: Wish) -> None:
         """Make `version` the one that the next load of its name starts."""

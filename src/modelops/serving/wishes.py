@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modelops.engines.base import CacheType, FlashAttention, Speculation
@@ -47,6 +47,12 @@ class Wish:
         """What it says of slots, cache type and tuning, by name; what is left to the settings is not in it."""
         named = {"slots": self.slots, "cache_type": self.cache_type, **asdict(self.tuning)}
         return {name: value for name, value in named.items() if value}
+
+    def joined(self, later: Wish) -> Wish:
+        """As it is, for one that comes while it is loaded: pinned where either is, with the keep-alive that was said
+        last."""
+        keep = self.keep_alive_s if later.keep_alive_s is None else later.keep_alive_s
+        return replace(self, keep_alive_s=keep, pinned=self.pinned or later.pinned)
 
     def to_json(self) -> str:
         """For the state file."""
