@@ -48,7 +48,7 @@ def test_a_small_file_is_read(tmp_path: Path) -> None:
     assert (header.context_length, header.embedding_length, header.vocabulary) == (2048, 64, 128)
     assert header.blocks == (Layer(weights=0, keys=32, values=32), Layer(weights=0, keys=32, values=32))
     assert header.weight_bytes == header.input_bytes == 64 * 128 // 32 * 34
-    assert (header.quantised, header.chat_template, header.tied, header.adapter) == (True, False, True, False)
+    assert (header.quantised, header.chat_template, header.tied, header.adapter) == (True, "", True, False)
     assert header.file_bytes == file.stat().st_size
 
 
@@ -129,7 +129,7 @@ def test_a_skeleton_is_the_model_without_words_and_weights(tmp_path: Path, smoll
         assert after == replace(
             before,
             merges=0,
-            chat_template=False,
+            chat_template="",
             file_bytes=after.file_bytes,
             digest=after.digest,
         )
@@ -142,7 +142,8 @@ def test_quantised_is_what_holds_a_quantised_tensor(tmp_path: Path, tensor_type:
 
 
 def test_a_chat_template_is_seen(tmp_path: Path) -> None:
-    assert read_header(tiny_gguf(tmp_path / "m.gguf", tokenizer__chat_template="{{ messages }}")).chat_template
+    file = tiny_gguf(tmp_path / "m.gguf", tokenizer__chat_template="{{ messages }}")
+    assert read_header(file).chat_template == "{{ messages }}"
 
 
 def test_the_default_model_is_read(smollm2: Path) -> None:

@@ -33,7 +33,7 @@ HEADER = Header(
     pooling=-1,
     adapter=False,
     quantised=True,
-    chat_template=True,
+    chat_template="{{ messages }}",
     file_bytes=25_000_000,
     digest="",
 )

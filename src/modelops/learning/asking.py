@@ -224,7 +224,7 @@ class _Texts(Protocol):
 
 async def _has_template(file: Path) -> bool:
     """Without one, an engine would put turns in a form that the model has never seen."""
-    return (await asyncio.to_thread(gguf.read_header, file)).chat_template
+    return bool((await asyncio.to_thread(gguf.read_header, file)).chat_template)
 
 
 def _turns(row: Example, system: str) -> tuple[Turn, ...]:

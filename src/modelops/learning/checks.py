@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -34,9 +35,11 @@ from modelops.serving.placement import Bill
 from modelops.serving.pool import Pool
 from modelops.settings import Settings
 
-#: Bytes of text that make a token, to guess how many there are: rather too few than too many.
+#: Bytes of text that make a token, to guess how many there are: rather too few than too many, for memory that will do.
 _BYTES_PER_TOKEN = 3.0
-_TURN_TOKENS = 12  # what a chat template puts around a question and its answer
+_TURN_TOKENS = 6  # what a chat template puts around a turn
+#: What parts the texts of a chat template from its code.
+_CODE = re.compile(r"""['"]|\{[{%#]-?|-?[}%#]\}""")
 _MOST_TOLD = 5
 
 
@@ -82,8 +85,9 @@ async def check(
         raise InvalidRequest(f"'{version.model_name}' is a model of type {version.model_type}: only an llm can learn")
     system = catalog.entry(version.model_name).system if trains else ""
     read = await asyncio.to_thread(_read, request, settings, judged_by, system, given)
-    rows, tokens, longest = read.rows, read.tokens, read.longest
     header = await asyncio.to_thread(read_header, version.file)
+    rows, sizes = read.rows, await asyncio.to_thread(row_tokens, read.rows[TRAIN], header.chat_template)
+    tokens, longest = sum(sizes), max(sizes)
     plan = JobPlan(**{f"{kind}rows": len(rows[file].rows) for kind, file in _COUNTED.items() if file in rows})
     disk = sum(found.size for found in rows.values())
     if isinstance(parameters, TrainParameters):
@@ -165,8 +169,6 @@ def _output(request: CreateJobRequest, parameters: Parameters, version: Version,
 @dataclass(frozen=True)
 class _Read:
     rows: Mapping[str, Rows]
-    tokens: int
-    longest: int
     warnings: tuple[str, ...]
 
 
@@ -184,8 +186,7 @@ def _read(
     for file, of in rows.items():
         if file != TRAIN or not trains:
             check_judged([row for row in of.rows if isinstance(row, Example)], judged_by)
-    tokens, longest = _tokens(rows[TRAIN])
-    return _Read(rows, tokens, longest, tuple(_warnings(rows, trains=trains)))
+    return _Read(rows, tuple(_warnings(rows, trains=trains)))
 
 
 def _rows(request: CreateJobRequest, settings: Settings) -> dict[str, Rows]:
@@ -238,10 +239,20 @@ def _content(field: str, path: str, settings: Settings) -> bytes:
         raise InvalidRequest(f"{field}_path: the file cannot be read: {error.strerror}") from None
 
 
-def _tokens(rows: Rows) -> tuple[int, int]:
-    """About how many tokens all rows have, and the longest."""
-    sizes = [math.ceil(_size(row) / _BYTES_PER_TOKEN) + _TURN_TOKENS for row in rows.rows]
-    return sum(sizes), max(sizes)
+def row_tokens(rows: Rows, template: str) -> list[int]:
+    """About how many tokens each of the rows has in that chat template, rather more than fewer.
+
+    A template is a program, which only an engine runs. The longest text in it may be a system turn of its own, which it
+    puts before rows that have none.
+    """
+    own = max(len(text.encode()) for text in _CODE.split(template)) if template else 0
+
+    def tokens(row: Example | Preference) -> int:
+        added = own if row.turns and row.turns[0]["role"] != "system" else 0
+        turns = len(row.turns) + 1 + bool(added)
+        return math.ceil((_size(row) + added) / _BYTES_PER_TOKEN) + _TURN_TOKENS * turns
+
+    return [tokens(row) for row in rows.rows]
 
 
 def _size(row: Example | Preference) -> int:

@@ -40,8 +40,9 @@ class Header:
     layer. `copied_input` says that the engine keeps a tied head's weights twice, `reordered_bytes` are those of which
     it reads only a copy. `vocabulary` counts tokens, `merges` the rules that join them. `query_length` is the width of
     all heads, `state_length` that of a recurrent layer. `experts` is (all, used for each token). `pooling` is -1 where
-    none is named. `adapter` marks a LoRA adapter, which is no model. `file_bytes` counts all parts. `digest` is the
-    SHA-256 of the header alone: what a model needs of memory depends on nothing else.
+    none is named. `adapter` marks a LoRA adapter, which is no model. `chat_template` is its source, "" for none.
+    `file_bytes` counts all parts. `digest` is the SHA-256 of the header alone: what a model needs of memory depends on
+    nothing else.
     """
 
     architecture: str
@@ -64,7 +65,7 @@ class Header:
     pooling: int
     adapter: bool
     quantised: bool
-    chat_template: bool
+    chat_template: str
     file_bytes: int
     digest: str
 
@@ -215,7 +216,7 @@ def _header(values: Mapping[str, Any], tensors: Sequence[Tensor], file_bytes: in
         pooling=number("pooling_type", -1),
         adapter=adapter,
         quantised=any(tensor.kind not in _UNQUANTISED for tensor in tensors),
-        chat_template=bool(values.get("tokenizer.chat_template")),
+        chat_template=str(values.get("tokenizer.chat_template") or ""),
         file_bytes=file_bytes,
         digest=digest,
     )
