@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kept_jobs import CREATED, ENDED, JOB, keep
+from modelops.api.learning import LearningJob
 from modelops.cli import main
+from modelops.cli.jobwords import state
 from modelops.client import Client
 from modelops.store.jobs import EventRow, JobRow
 from support import Served, serving, tiny_gguf
@@ -264,3 +266,19 @@ def test_a_watch_says_what_came_of_it(run: Run) -> None:
     assert failed.stderr == "modelops: job broken failed: the loss is no number: a lower learning_rate\n"
     told = run("jobs watch broken --json")
     assert (told.exit_code, json.loads(told.stdout)["done"]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "train 3%"),
+        ({"step": ""}, "running 3%"),
+        ({"paused": True}, "train 3%, paused"),
+        ({"message": "it waits for memory: 'learning job 1' needs 9 MB"}, "train 3%, waits for memory"),
+        ({"status": "completed", "message": ""}, "completed"),
+    ],
+)
+def test_how_a_job_stands_in_a_few_words(changes: dict[str, object], told: str) -> None:
+    fields = {"job_id": "1", "job_type": "lora", "model_name": "m", "status": "running", "step": "train"}
+    job = LearningJob.model_validate(fields | {"progress": 0.03, "created_at": "2026-01-01T00:00:00Z"} | changes)
+    assert state(job) == told

@@ -129,6 +129,20 @@ def test_what_never_fits_is_refused_with_the_bill(learning: None, tiny: Path, tm
         assert not list((tmp_path / "learning" / "jobs").iterdir())
 
 
+def test_what_does_not_fit_now_is_warned_of_and_not_refused(learning: None, tiny: Path, tmp_path: Path) -> None:
+    others = 3000  # MB; 600 are left, of which the reserve is 512
+    env = {
+        "MODELOPS_MEMORY__SIMULATED_DEVICES": f"cpu={others + 600}/{others}",
+        "MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0",
+    }
+    with serving(tmp_path, links=[("tiny", tiny)], env=env) as served, client(served) as asked:
+        for dry in (True, False):
+            job = asked.create_job("lora", "tiny", dataset=ROWS, dry_run=dry)
+            (told,) = [warning for warning in job.warnings if "memory" in warning]
+            assert told.startswith("it would wait for memory now: 'training' needs ")
+            assert f"other programs: {others} MB" in told
+
+
 def test_what_is_doubtful_is_warned_of(house: Served) -> None:
     with client(house) as asked:
         job = asked.create_job("lora", "tiny", dataset=[*ROWS, ROWS[0]], eval_dataset=[ROWS[3]], dry_run=True)

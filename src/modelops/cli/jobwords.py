@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _WIDTH = 12  # columns of what stands before each line of a job's description
 #: Figures of scores that are no scores.
 _COUNTS = ("rows", "tokens", "seconds")
+#: How the message of a job begins that waits.
+_WAITS = "it waits for memory"
 _SETS = {"held_out": "held out", "regression": "regression"}
 
 
@@ -43,7 +45,8 @@ def state(job: LearningJob) -> str:
     if job.status != "running":
         return job.status
     paused = ", paused" if job.paused else ""
-    return f"{job.step or 'running'} {job.progress:.0%}{paused}"
+    waits = ", waits for memory" if job.message.startswith(_WAITS) else ""
+    return f"{job.step or 'running'} {job.progress:.0%}{paused}{waits}"
 
 
 def moment(at: datetime) -> str:

@@ -87,14 +87,15 @@ async def check(
     read = await asyncio.to_thread(_read, request, settings, judged_by, system, given)
     header = await asyncio.to_thread(read_header, version.file)
     rows, sizes = read.rows, await asyncio.to_thread(row_tokens, read.rows[TRAIN], header.chat_template)
-    tokens, longest = sum(sizes), max(sizes)
+    tokens, longest, warnings = sum(sizes), max(sizes), read.warnings
     plan = JobPlan(**{f"{kind}rows": len(rows[file].rows) for kind, file in _COUNTED.items() if file in rows})
     disk = sum(found.size for found in rows.values())
     if isinstance(parameters, TrainParameters):
         if version.base:
             raise InvalidRequest(f"'{version.model_name}' is an adapter; train the model that it was made for")
         await asyncio.to_thread(support.check, version.file)
-        plan, disk = await _trained(parameters, header, plan, tokens, longest, disk, pool, settings, machine)
+        plan, disk, short = await _trained(parameters, header, plan, tokens, longest, disk, pool, settings, machine)
+        warnings += (short,) if short else ()
     return Checked(
         version=version,
         parameters=parameters,
@@ -102,7 +103,7 @@ async def check(
         dataset_digest=rows[TRAIN].digest,
         output_model_name=output,
         publish=publish,
-        warnings=read.warnings,
+        warnings=warnings,
         plan=plan.model_copy(update={"tokens": tokens, "disk_mb": disk >> 20}),
         disk_bytes=disk,
     )
@@ -121,7 +122,8 @@ async def _trained(
     pool: Pool,
     settings: Settings,
     machine: Machine,
-) -> tuple[JobPlan, int]:
+) -> tuple[JobPlan, int, str]:
+    """The plan, bytes of disk, and a warning where the memory is not free now, else nothing."""
     threads = settings.learning.threads or machine.cores
     longest = min(longest, parameters.max_length)
     sizes = {"rows": plan.rows, "longest": longest, "tokens": tokens}
@@ -134,9 +136,12 @@ async def _trained(
     on_gpu = needed.memory_bytes if device == "cuda" else 0
     found = pool.preview_loan("training", 0 if on_gpu else needed.memory_bytes, on_gpu)
     # What models in use, and other programs, hold now may be free when the job's turn comes.
-    if isinstance(found, Bill) and found.never:
-        smaller = "a smaller batch_size, max_length or rank takes less"
-        raise InsufficientMemory(f"{found.sentence('training')}; {smaller}", details=found.details())
+    short = ""
+    if isinstance(found, Bill):
+        bill = f"{found.sentence('training')}; a smaller batch_size, max_length or rank takes less"
+        if found.never:
+            raise InsufficientMemory(bill, details=found.details())
+        short = f"it would wait for memory now: {bill}"
     steps = parameters.steps or math.ceil(plan.rows * parameters.epochs / parameters.batch_size)
     told = {
         "steps": steps,
@@ -144,7 +149,7 @@ async def _trained(
         "seconds": round(needed.seconds, 1),
         "device": device,
     }
-    return plan.model_copy(update=told), disk + needed.disk_bytes
+    return plan.model_copy(update=told), disk + needed.disk_bytes, short
 
 
 def _output(request: CreateJobRequest, parameters: Parameters, version: Version, catalog: Catalog) -> tuple[str, str]:
