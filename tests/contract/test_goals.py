@@ -333,6 +333,13 @@ def test_who_comes_back_to_the_events_says_where_it_was(served: Served) -> None:
         assert httpx.get(url + wrong, headers={"Last-Event-ID": "1"}).status_code == 400
 
 
+def test_who_comes_back_and_has_seen_all_of_it_is_answered_at_once(served: Served, clients: dict[str, Wire]) -> None:
+    goal_id = clients["rest"].ok("create_goal", **WISHED).goal_id
+    with httpx.stream("GET", f"{served.rest}/goals/{goal_id}/events?after=1", timeout=10) as answer:
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+        assert next(answer.iter_lines()) == ":"
+
+
 # --- cancelled ---
 @each_transport
 def test_what_has_ended_stays_as_it_ended(transport: str, clients: dict[str, Wire]) -> None:

@@ -158,7 +158,7 @@ class Rest(Wire):
             for line in response.iter_lines():
                 if line.startswith("id: "):
                     number = line[4:]
-                elif line:
+                elif line and line != ":":  # a sign of life
                     assert line.startswith("data: ")
                     told = json.loads(line[6:])
                     assert number == str(told.get("number", ""))

@@ -7,9 +7,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -27,6 +27,13 @@ log = logging.getLogger(__name__)
 
 #: Where a request's call is found in its scope.
 CALL = "modelops.call"
+
+#: After so long without an event a stream that watches begins: what is refused has been refused by then.
+_BEGINS_S = 1.0
+#: After each so long without an event it shows that it lives: many proxies cut connections that are silent.
+_SILENCE_S = 15.0
+
+T = TypeVar("T")
 
 
 class Gone(Exception):
@@ -134,6 +141,36 @@ class EventStream:
 
     async def event(self, data: bytes, number: int | None = None) -> None:
         """Send one; its `number` is what a client that comes back names as the last it has seen."""
+        named = b"" if number is None else b"id: %d\n" % number
+        await self._say(b"%bdata: %b\n\n" % (named, data))
+
+    async def watched(self, events: AsyncGenerator[T], tasks: Tasks) -> AsyncGenerator[T]:
+        """The events, which may be long in coming: a comment is sent a while after the beginning and in each longer
+        silence, so that the client knows that it is heard, and nobody between cuts the connection."""
+        patience = _BEGINS_S
+        while True:
+            coming = tasks.start("next event", _quietly(anext(events)))
+            try:
+                while not (await asyncio.wait([coming], timeout=patience))[0]:
+                    await self._say(b":\n\n")
+                    patience = _SILENCE_S
+            finally:
+                if not coming.done():
+                    coming.cancel()
+                    await asyncio.wait([coming])
+            event, error = coming.result()
+            if isinstance(error, StopAsyncIteration):
+                return
+            if error:
+                raise error
+            yield event
+            patience = _SILENCE_S
+
+    async def end(self) -> None:
+        """No more come."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _say(self, body: bytes) -> None:
         if not self.begun:
             headers = [
                 (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -142,12 +179,7 @@ class EventStream:
             ]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             self.begun = True
-        named = b"" if number is None else b"id: %d\n" % number
-        await self._send({"type": "http.response.body", "body": b"%bdata: %b\n\n" % (named, data), "more_body": True})
-
-    async def end(self) -> None:
-        """No more come."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def admit(coordinator: Coordinator, scope: Scope, door: Door, listening: Listening) -> Call:
@@ -199,7 +231,7 @@ def _check_name(scope: Scope) -> None:
         )
 
 
-async def _quietly(work: Coroutine[Any, Any, Response | None]) -> tuple[Response | None, Exception | None]:
+async def _quietly(work: Awaitable[T]) -> tuple[T | None, Exception | None]:
     """A failure is a result here: it is the endpoint's to report, not the task's owner's."""
     try:
         return await work, None

@@ -220,8 +220,10 @@ class _Endpoint(Endpoint):
         request = self.operation.request.parse(fields)
         if (stream := self.operation.stream) and (stream.always or getattr(request, "stream", False)):
             events = EventStream(call, send)
-            async with contextlib.aclosing(self.coordinator.chunks(call, self.operation, request)) as chunks:
-                async for chunk in chunks:
+            chunks = self.coordinator.chunks(call, self.operation, request)
+            told = events.watched(chunks, self._tasks) if stream.always else chunks
+            async with contextlib.aclosing(chunks), contextlib.aclosing(told):
+                async for chunk in told:
                     await events.event(
                         chunk.model_dump_json(exclude_none=True).encode(), getattr(chunk, "number", None)
                     )
