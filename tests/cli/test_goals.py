@@ -44,6 +44,18 @@ MISSED = replace(
     attempts=2,
 )
 
+#: A title, a reason, or a message, by somebody who means no good.
+STEERING = "\x1b[2J\x9b31m\nstatus      completed\r\u202e[/red]"
+SCRAWLED = replace(
+    MISSED,
+    id="steering",
+    title=STEERING,
+    request=request(SERVING, description=STEERING, warnings=[STEERING]),
+    memo=memo(replace(STEPS[0], why=STEERING)),
+    result={"why": STEERING},
+    error=STEERING,
+)
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -56,6 +68,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         EventRow("", 3, CREATED + 9, "state", message="failed: nothing that was tried is as quick"),
     )
     keep_goal(folder / "data", MISSED, said)
+    keep_goal(folder / "data", SCRAWLED, [EventRow("", 1, CREATED + 2, "log", message=STEERING)])
     (folder / "data/datasets").mkdir()
     for name, row in (("train", "größer"), ("eval", "kleiner")):
         (folder / f"data/datasets/{name}.jsonl").write_text(json.dumps({"prompt": row, "completion": "b"}) + "\n")
@@ -309,6 +322,16 @@ def test_why_a_goal_was_missed_is_shown(run: Run) -> None:
     assert "ways        now.tokens_per_second 38.96, best.slots 2\n" in told
     assert re.search(r"^3 +apply +it is the fastest +1 s +the engine did not start *$", told, re.MULTILINE)
     assert re.search(r"^4 +measure +once more +… *$", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", ["list --status all", "show steering", "watch steering"])
+def test_nothing_that_somebody_wrote_steers_the_terminal(line: str, run: Run) -> None:
+    told = run(f"goals {line}")
+    printed = told.stdout + told.stderr
+    assert "status      completed" in printed
+    assert "[/red]" in printed
+    assert not re.search(r"(?m)^status +completed", printed)
+    assert all(character.isprintable() for character in printed if character != "\n")
 
 
 # --- what happens ---

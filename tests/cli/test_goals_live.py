@@ -89,6 +89,13 @@ def test_a_goal_is_drawn_until_it_has_ended(served: Served) -> None:
         assert watching.output.rfind(CURSOR) > watching.output.rfind("\x1b[?25l")
 
 
+def test_nothing_that_is_told_steers_the_terminal(served: Served) -> None:
+    with terminal("goals", "watch", "wanted", url=served.rest, size=(120, 30)) as watching:
+        progress(served, 0.5, "\x1b]0;half\nway")
+        shows(watching, r"so far:  \]0;half way")
+        assert "\x1b]0" not in watching.output
+
+
 def test_who_leaves_does_not_end_the_goal(served: Served) -> None:
     with terminal("goals", "watch", "wanted", url=served.rest, size=(60, 20)) as watching:
         shows(watching, "job j2 is trained")

@@ -63,6 +63,9 @@ BROKEN = replace(
     result={},
     error="the loss is no number: a lower learning_rate",
 )
+#: A reason or a message, by somebody who means no good.
+STEERING = "\x1b[2J\x9b31m\nstatus      completed\r\u202e[/red]"
+SCRAWLED = replace(BROKEN, id="steering", output_model_name=STEERING, error=STEERING)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )
     keep(folder / "data", TRAINED, said)
     keep(folder / "data", BROKEN, [EventRow("", 1, CREATED + 2, "state", message="failed: the loss is no number")])
+    keep(folder / "data", SCRAWLED, [EventRow("", 1, CREATED + 2, "warning", message=STEERING)])
     (folder / "data/datasets").mkdir()
     (folder / "data/datasets/theirs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     env = {"MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0"}
@@ -227,6 +231,16 @@ def test_all_that_is_known_of_a_job_is_shown(run: Run) -> None:
     assert "measured    step 75 of 75\n" in broken, "nothing is left of one that has ended"
     assert re.search(r"^f1 +0\.5 *$", said(run(f"jobs show {ENDED}")), re.MULTILINE)
     assert "no learning job 'none'" in said(run("jobs show none"), 1)
+
+
+@pytest.mark.parametrize("line", ["list", "show steering", "logs steering", "watch steering"])
+def test_nothing_that_somebody_wrote_steers_the_terminal(line: str, run: Run) -> None:
+    told = run(f"jobs {line}")
+    printed = told.stdout + told.stderr
+    assert "status      completed" in printed
+    assert "[/red]" in printed
+    assert not re.search(r"(?m)^status +completed", printed)
+    assert all(character.isprintable() for character in printed if character != "\n")
 
 
 # --- what happens ---

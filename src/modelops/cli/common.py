@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
+from modelops.cli.terminal import print_line
+
 if TYPE_CHECKING:
     from modelops.api.errors import ModelOpsError
     from modelops.client import Client
@@ -32,7 +34,7 @@ def tell(error: ModelOpsError, *, as_json: bool) -> None:
         return
     where = "; this command reads it from MODELOPS_API_KEY, or from --api-key-file"
     hint = where if error.code == "unauthenticated" else ""
-    click.echo(f"modelops: {error.message}{hint}", err=True)
+    print_line(f"modelops: {error.message}{hint}", err=True)
 
 
 def fails_well(command: Callable[P, R]) -> Callable[P, R]:

@@ -11,7 +11,7 @@ import click
 from modelops.cli.common import client_command, client_group
 from modelops.cli.goals import goals, watched
 from modelops.cli.sets import RowSet, options, rows
-from modelops.cli.terminal import print_json
+from modelops.cli.terminal import print_json, print_line
 
 if TYPE_CHECKING:
     from modelops.client import Client
@@ -288,9 +288,10 @@ def _created(
         print_json(goal)
         return
     for warning in goal.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        print_line(f"warning: {warning}", err=True)
     told = "nothing was created; it would be" if dry_run else f"goal {goal.goal_id} is {goal.status}:"
-    click.echo("\n".join((f"{told} {wish(goal)}", *plan(goal))))
+    for line in (f"{told} {wish(goal)}", *plan(goal)):
+        print_line(line)
     if not dry_run:
         click.echo(f"'modelops goals watch {goal.goal_id}' shows how it goes", err=True)
 

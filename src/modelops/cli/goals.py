@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelops.cli.common import FAILED, client_command, main
-from modelops.cli.terminal import print_json, print_table, spinner
+from modelops.cli.terminal import print_json, print_line, print_table, spinner
 
 if TYPE_CHECKING:
     from modelops.api.goals import Goal
@@ -106,6 +106,7 @@ def watched(client: Client, goal: Goal, *, as_json: bool) -> None:
         )
         raise
     if not as_json:
-        click.echo(came_of(ended), err=ended.status != "completed")
+        for told in came_of(ended):
+            print_line(told, err=ended.status != "completed")
     if ended.status != "completed":
         raise SystemExit(FAILED)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelops.cli.following import bar, drawn, followed
+from modelops.cli.terminal import print_line, stacked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,11 +27,11 @@ def lines(client: Client, goal_id: str, *, as_json: bool) -> Goal:
 
     for event in followed(_watch(client, goal_id), follow=True):
         if isinstance(event, str):
-            click.echo(f"modelops: {event}", err=True)
+            print_line(f"modelops: {event}", err=True)
         elif as_json:
             click.echo(event.model_dump_json(exclude_none=True))
         elif event.message or event.metrics:  # or it only tells how the goal stands
-            click.echo(line(event))
+            print_line(line(event))
         if not isinstance(event, str) and event.goal:
             return event.goal
     return client.get_goal(goal_id)
@@ -76,14 +77,13 @@ class _Sight:
 
     def picture(self, width: int) -> RenderableType:
         """All of it, so wide."""
-        from rich.console import Group
         from rich.text import Text
 
         from modelops.cli.goalwords import counted, outcome, wish
 
         goal = self.goal
         style = _STYLES.get(goal.status, "bold")
-        parts: list[RenderableType] = [
+        parts = [
             Text.assemble((f"goal {goal.goal_id}  ", "bold"), f"{goal.title}: {wish(goal)}", no_wrap=True),
             bar(goal.progress, f"  {goal.status} {goal.progress:.0%}", width, "green", style),
         ]
@@ -99,4 +99,4 @@ class _Sight:
             parts.append(Text(goal.message, "yellow"))
         if self.problem:
             parts.append(Text(self.problem, "bold red"))
-        return Group(*parts)
+        return stacked(parts)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from modelops.cli.jobwords import figures, flat, lasting, moment, plain
-from modelops.cli.terminal import print_table
+from modelops.cli.terminal import print_line, print_table
 
 if TYPE_CHECKING:
     from modelops.api.goals import Goal, GoalEvent, GoalStep
@@ -64,37 +62,37 @@ def line(event: GoalEvent) -> str:
     return f"{moment(event.at)}  {event.kind:<8}  {event.step:<10}  {told}".rstrip()
 
 
-def came_of(goal: Goal) -> str:
-    """How the goal has ended."""
+def came_of(goal: Goal) -> Iterator[str]:
+    """How the goal has ended, line by line."""
     if goal.status == "failed":
-        return f"modelops: goal {goal.goal_id} failed: {goal.error_message}"
-    if goal.status == "cancelled":
+        yield f"modelops: goal {goal.goal_id} failed: {goal.error_message}"
+    elif goal.status == "cancelled":
         why = f": {goal.error_message}" if goal.error_message else ""
-        return f"modelops: goal {goal.goal_id} was cancelled{why}"
-    found = [
-        f"  {name}: {plain(value)}"
-        for name, value in flat(goal.result)
-        if not (_is_table(value) or value in (None, "", []) or name.count(".") > 1)  # 'show' tells all of it
-    ]
-    return "\n".join((f"goal {goal.goal_id} is completed: {wish(goal)}", *found))
+        yield f"modelops: goal {goal.goal_id} was cancelled{why}"
+    else:
+        yield f"goal {goal.goal_id} is completed: {wish(goal)}"
+        for name, value in flat(goal.result):
+            if not (_is_table(value) or value in (None, "", []) or name.count(".") > 1):  # 'show' tells all of it
+                yield f"  {name}: {plain(value)}"
 
 
 def show(goal: Goal) -> None:
     """Print all that is known of the goal: what it does and why, each step that was taken, and the result."""
     for name, told in _description(goal):
-        click.echo(f"{name:<{_WIDTH}}{told}")
+        print_line(f"{name:<{_WIDTH}}{told}")
     for told in plan(goal):
-        click.echo(told)
+        print_line(told)
     if goal.steps:
-        click.echo()
+        print_line()
         print_table(("STEP", "ACTION", "WHY", "TOOK", "CAME OF IT"), map(_step, goal.steps))
     if goal.result:
-        click.echo()
+        print_line()
         tables = {name: value for name, value in goal.result.items() if _is_table(value)}
         rest = {name: value for name, value in goal.result.items() if name not in tables}
         print_table(("RESULT", "VALUE"), [(name, plain(value)) for name, value in flat(rest)])
         for name, rows in tables.items():
-            click.echo(f"\n{name}:")
+            print_line()
+            print_line(f"{name}:")
             _print_rows(rows)
 
 

@@ -9,7 +9,7 @@ import click
 
 from modelops.cli.common import FAILED, client_command, main
 from modelops.cli.sets import RowSet, by_options, errors_by_options, options, rows
-from modelops.cli.terminal import print_json, print_table, spinner
+from modelops.cli.terminal import print_json, print_line, print_table, spinner
 
 if TYPE_CHECKING:
     from modelops.api.learning import JobStatus, JobType, LearningJob, Priority
@@ -86,11 +86,11 @@ def create(
         print_json(job)
         return
     for warning in job.warnings:
-        click.echo(f"warning: {by_options(warning, _SETS, _OTHERS)}", err=True)
+        print_line(f"warning: {by_options(warning, _SETS, _OTHERS)}", err=True)
     if dry_run:
-        click.echo(f"nothing was created; it would be {plan(job)}")
+        print_line(f"nothing was created; it would be {plan(job)}")
     else:
-        click.echo(f"job {job.job_id} is {job.status}: {plan(job)}")
+        print_line(f"job {job.job_id} is {job.status}: {plan(job)}")
         click.echo(f"'modelops jobs watch {job.job_id}' shows how it goes", err=True)
 
 

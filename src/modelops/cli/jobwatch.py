@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelops.cli.following import bar, drawn, followed
+from modelops.cli.terminal import print_line, stacked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,11 +28,11 @@ def lines(client: Client, job_id: str, *, follow: bool, as_json: bool) -> Learni
 
     for event in followed(_watch(client, job_id, follow=follow), follow=follow):
         if isinstance(event, str):
-            click.echo(f"modelops: {event}", err=True)
+            print_line(f"modelops: {event}", err=True)
         elif as_json:
             click.echo(event.model_dump_json(exclude_none=True))
         elif event.message or event.metrics or event.kind == "step":  # or it only tells that the job has not ended
-            click.echo(line(event))
+            print_line(line(event))
         if not isinstance(event, str) and event.job:
             return event.job
     return client.get_job(job_id)
@@ -85,14 +86,13 @@ class _Sight:
 
     def picture(self, width: int) -> RenderableType:
         """All of it, so wide."""
-        from rich.console import Group
         from rich.text import Text
 
         from modelops.cli.curve import curves
         from modelops.cli.jobwords import figures, plan
 
         job = self.job
-        parts: list[RenderableType] = [Text.assemble((f"job {job.job_id}  ", "bold"), plan(job), no_wrap=True)]
+        parts = [Text.assemble((f"job {job.job_id}  ", "bold"), plan(job), no_wrap=True)]
         parts += [_bar(job, width), Text(figures(job.metrics), no_wrap=True, overflow="ellipsis")]
         curve = curves([(self.losses, "cyan"), (self.held_out, "yellow")], min(width, 100), _MOST_LINES)
         if curve:
@@ -102,7 +102,7 @@ class _Sight:
             parts.append(Text(job.message, "yellow"))
         if self.problem:
             parts.append(Text(self.problem, "bold red"))
-        return Group(*parts)
+        return stacked(parts)
 
 
 def _bar(job: LearningJob, width: int) -> Text:

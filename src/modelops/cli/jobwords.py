@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from modelops.cli.terminal import print_table
+from modelops.cli.terminal import legible, print_line, print_table
 
 if TYPE_CHECKING:
     from modelops.api.learning import JobEvent, LearningJob
@@ -81,9 +79,10 @@ def line(event: JobEvent) -> str:
 def came_of(job: LearningJob) -> str:
     """How the job has ended."""
     if job.status == "failed":
-        return f"modelops: job {job.job_id} failed: {job.error_message}"
+        return legible(f"modelops: job {job.job_id} failed: {job.error_message}")
     if job.status == "cancelled":
-        return f"modelops: job {job.job_id} was cancelled" + (f": {job.error_message}" if job.error_message else "")
+        why = f": {job.error_message}" if job.error_message else ""
+        return legible(f"modelops: job {job.job_id} was cancelled{why}")
     result = job.result
     told = f"job {job.job_id} is completed"
     if job.output_model_name:
@@ -93,7 +92,7 @@ def came_of(job: LearningJob) -> str:
         f"  {name}, {metric}: {before} → {after}" if before else f"  {metric}: {after}"
         for name, metric, before, after in scores(job)
     ]
-    return "\n".join((told, *found))
+    return "\n".join(map(legible, (told, *found)))
 
 
 def scores(job: LearningJob) -> list[tuple[str, str, str, str]]:
@@ -121,9 +120,9 @@ def _is_score(name: str, value: Any) -> bool:
 def show(job: LearningJob) -> None:
     """Print all that is known of the job."""
     for name, told in _description(job):
-        click.echo(f"{name:<{_WIDTH}}{told}")
+        print_line(f"{name:<{_WIDTH}}{told}")
     if found := scores(job):
-        click.echo()
+        print_line()
         if job.job_type == "evaluate":
             print_table(("METRIC", "SCORE"), [(metric, after) for _, metric, _, after in found])
         else:

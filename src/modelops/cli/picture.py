@@ -15,6 +15,7 @@ from rich.text import Text
 
 from modelops.api.types import DeviceStatus, ModelInfo
 from modelops.cli.looks import Look, Rate, Rates
+from modelops.cli.terminal import legible
 
 _GAP = 2  # between columns
 _NAME = 16  # columns of a model's name that are worth more than another column
@@ -112,7 +113,7 @@ def _row(model: ModelInfo, rates: Rates, now: datetime) -> Row:
     asked = f"{duration((now - model.last_used_at).total_seconds())} ago" if model.last_used_at else ""
     expires = duration((model.expires_at - now).total_seconds()) if model.expires_at else ""
     return Row(
-        name=_plain(model.model_name),
+        name=legible(model.model_name),
         version=model.model_version,
         status=f"{model.status} {model.progress:.0%}" if model.progress else model.status,
         breaker="" if model.breaker == "closed" else model.breaker.replace("_", " "),
@@ -245,10 +246,5 @@ def _head(look: Look, rates: Rates, url: str) -> list[Text]:
 def _line(*words: str | tuple[str, str]) -> Text:
     """One line of words with their styles; it ends where the terminal does."""
     line = Text.assemble(*words, no_wrap=True, overflow="ellipsis")
-    line.plain = _plain(line.plain)
+    line.plain = legible(line.plain)
     return line
-
-
-def _plain(text: str) -> str:
-    """The text without what would steer the terminal: an engine's last words may hold anything. It gets no shorter."""
-    return "".join(character if character.isprintable() else " " for character in text)

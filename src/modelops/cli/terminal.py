@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
     from modelops.api.messages import Response
     from modelops.api.types import ModelEvent
 
@@ -20,16 +23,39 @@ def print_json(answer: Response) -> None:
     click.echo(answer.model_dump_json())
 
 
+def legible(text: str) -> str:
+    """The text as one line, without what would steer the terminal: titles, reasons and an engine's last words may hold
+    anything. It gets no shorter."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def print_line(text: str = "", *, err: bool = False) -> None:
+    """One line, whatever is in it."""
+    click.echo(legible(text), err=err)
+
+
+def stacked(lines: Iterable[Text]) -> Group:
+    """Lines below each other, to be drawn, whatever is in them."""
+    from rich.console import Group
+
+    drawn = [line.copy() for line in lines]
+    for line in drawn:
+        line.plain = legible(line.plain)
+    return Group(*drawn)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows under their columns' names. What does not fit a terminal's line is broken, and never cut off."""
+    """Rows under their columns' names, whatever is in them. What does not fit a terminal's line is broken, and never
+    cut off."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(legible(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console.width = _NO_LIMIT  # programs that read lines want a row in one
