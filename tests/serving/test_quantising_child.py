@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from gguf_files import llama_gguf, sparse_gguf
+from goals.pursued import until
 from modelops.api.errors import DeadlineExceeded
+from modelops.learning.yielding import Yielding
 from modelops.serving import quantising
 from modelops.serving.quantising import QuantisingFailed, prune, quantise
 from modelops.tasks import Tasks
@@ -88,6 +90,36 @@ async def test_a_child_that_hangs_is_ended(tmp_path: Path, large: Path, begun: B
     assert clock() - last >= 2.9  # counted from the last progress, not from the start
     assert psutil.wait_procs(family, 0)[1] == []
     assert left(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("from_the_start", [True, False])
+async def test_a_child_that_gives_way_stands_still_for_as_long_as_it_takes(
+    tmp_path: Path, begun: Begun, from_the_start: bool
+) -> None:
+    yielding, seen, asked = Yielding(0.0), list[int](), from_the_start
+    yielding.busy(from_the_start)
+
+    def look(done: int, _total: int) -> None:
+        nonlocal asked
+        seen.append(done)
+        if done and not asked:
+            asked = True
+            yielding.busy(True)
+
+    plan, stall_s = await quantising.plan(sparse_gguf(tmp_path / "some.gguf", 1 << 27), "Q8_0"), 2.0
+    tasks = Tasks("test")
+    target = tmp_path / "copy.gguf"
+    work = tasks.start("quantise", quantise(plan, target, look, stall_s=stall_s, giving_way=yielding.giving_way))
+    try:
+        await until(lambda: yielding.paused and len(family := begun()) > 1 and family[-1].status() == "stopped")
+        told = len(seen)
+        done, _ = await asyncio.wait([work], timeout=1.5 * stall_s)
+        assert (done, len(seen)) == (set(), told), "it has not stood still, or was taken for one that hangs"
+        yielding.busy(False)
+        await work
+        assert target.stat().st_size == plan.target_bytes
+    finally:
+        await tasks.close()
 
 
 async def test_a_child_that_is_killed_is_told_as_such(tmp_path: Path, large: Path, begun: Begun) -> None:

@@ -60,7 +60,8 @@ class Sampler:
         if not weights:
             return version.file
         self._formats.hold(self._goal_id, version)
-        return await self._formats.file(version, weights, self._pool.borrow)  # type: ignore[arg-type]
+        giving_way = self._tools.yielding.giving_way
+        return await self._formats.file(version, weights, self._pool.borrow, giving_way=giving_way)  # type: ignore[arg-type]
 
     async def perplexity(self, version: Version, way: Way) -> float:
         """That of the text rows, with the version run so; each is measured once."""

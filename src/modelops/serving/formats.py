@@ -8,6 +8,7 @@ a digest and a type; disk and memory are asked first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +17,7 @@ from modelops.serving import quantising
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.quant_plan import WeightType
 from modelops.serving.quantised import Borrow, prune_copies
-from modelops.serving.quantising import Progress
+from modelops.serving.quantising import GivingWay, Progress
 
 FOLDER = "formats"  # beside the state file
 
@@ -31,12 +32,19 @@ class Formats:
         self._holders: defaultdict[str, set[Version]] = defaultdict(set)
 
     async def file(
-        self, version: Version, kind: WeightType, borrow: Borrow, progress: Progress = lambda _done, _total: None
+        self,
+        version: Version,
+        kind: WeightType,
+        borrow: Borrow,
+        progress: Progress = lambda _done, _total: None,
+        *,
+        giving_way: GivingWay = contextlib.nullcontext,
     ) -> Path:
         """The weights of `version` as `kind`: its own file where nothing of it would change, else the one that is kept
         of it, written if need be, in memory that `borrow` holds.
 
-        `progress` gets the bytes that are written, and those in all. Raises as `quantising.quantise`.
+        `progress` gets the bytes that are written, and those in all; `giving_way` may pause what writes. Raises as
+        `quantising.quantise`.
         """
         plan = await quantising.plan(version.file, kind, again=True)
         if plan.needless:
@@ -46,7 +54,7 @@ class Formats:
             if not await asyncio.to_thread(target.is_file):
                 await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
                 async with borrow(f"writing {version.model_name} as {kind}", plan.memory_bytes):
-                    await quantising.quantise(plan, target, progress)
+                    await quantising.quantise(plan, target, progress, giving_way=giving_way)
         return target
 
     async def size(self, version: Version, kind: WeightType) -> int:

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from modelops.api.errors import DeadlineExceeded, DiskFull, InvalidRequest, ModelOpsError
@@ -36,6 +37,10 @@ _SPARE_BYTES = 256 << 20
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
+#: Pauses the child, and lets it go on, while the context is open.
+GivingWay = Callable[["Writer"], AbstractContextManager[object]]
+
+
 class QuantisingFailed(ModelOpsError):
     """The quantiser ended without a copy, and the source is not known to be at fault."""
 
@@ -51,20 +56,30 @@ async def plan(source: Path, kind: WeightType, *, again: bool = False) -> Plan:
     return await asyncio.to_thread(quantizer.read_plan, source, kind, again=again)
 
 
-async def quantise(plan: Plan, target: Path, progress: Progress, *, stall_s: float = 120.0) -> None:
+async def quantise(
+    plan: Plan,
+    target: Path,
+    progress: Progress,
+    *,
+    stall_s: float = 120.0,
+    giving_way: GivingWay = contextlib.nullcontext,
+) -> None:
     """Write the planned copy to `target`, which is there when this returns, whole and on the disk, and not before.
 
-    `progress` is called with the bytes written so far and `plan.target_bytes`. The same plan gives the same bytes.
-    Cancelling the call, or a failure, ends the child and leaves nothing behind.
+    `progress` is called with the bytes written so far and `plan.target_bytes`. `giving_way` may pause the child while
+    it writes. The same plan gives the same bytes. Cancelling the call, or a failure, ends the child and leaves nothing
+    behind.
     Raises InvalidRequest where the source cannot be quantised, or changed since it was planned; DiskFull;
-    DeadlineExceeded after `stall_s` seconds without progress; else QuantisingFailed.
+    DeadlineExceeded after `stall_s` seconds without progress, in which it was not paused; else QuantisingFailed.
     """
     if plan.needless:
         raise InvalidRequest(f"'{plan.name}' is quantised already; it is served as it is")
     try:
         folder = await asyncio.to_thread(_make_room, plan, target)
         with _partial(folder, target.name) as partial:
-            await _run(plan, partial, progress, stall_s)
+            writer = Writer(plan, partial, progress, stall_s)
+            with giving_way(writer):
+                await writer.run()
             await asyncio.to_thread(_show, plan, partial, target)
     except OSError as error:
         raise QuantisingFailed(f"'{plan.name}' could not be quantised: {error.strerror}") from None
@@ -131,43 +146,74 @@ def _show(plan: Plan, partial: Path, target: Path) -> None:
         os.close(folder)
 
 
-async def _run(plan: Plan, partial: Path, progress: Progress, stall_s: float) -> None:
-    """The child's life. It ends with this call, however that ends."""
-    said = ""
-    working = True
+class Writer:
+    """The child that writes a copy. It can stand still."""
 
-    def heard(line: str) -> None:
-        nonlocal said
-        log.debug("%s", line, extra={"file": plan.name})
-        if not working:
+    def __init__(self, plan: Plan, partial: Path, progress: Progress, stall_s: float) -> None:
+        self._plan = plan
+        self._partial = partial
+        self._progress = progress
+        self._stall_s = stall_s
+        self._child = Process(f"quantise {plan.name}", self._heard)
+        self._limit: asyncio.Timeout | None = None  # while it works
+        self._paused = False
+        self._said = ""
+
+    async def run(self) -> None:
+        """The child's life. It ends with this call, however that ends."""
+        plan = self._plan
+        argv = [sys.executable, "-m", quantizer.__name__, str(plan.parts[0].file), str(self._partial), plan.kind]
+        argv += ["again"] if plan.again else []
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                self._alive()
+                await self._child.start(argv, _ONE_THREAD)
+                ended = await self._child.exited()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"quantising '{plan.name}' made no progress in {self._stall_s:.0f} s; the disk may be hanging, or the "
+                "machine busy: try again"
+            ) from None
+        finally:
+            self._limit = None  # a line may still come, when nobody waits for it
+            await self._child.kill()
+        if ended.code == quantizer.NO_SPACE:
+            raise _no_space(plan, shutil.disk_usage(self._partial.parent).free)
+        if ended.code == quantizer.BAD_SOURCE:
+            raise InvalidRequest(self._said)
+        if ended.code:
+            raise QuantisingFailed(
+                f"'{plan.name}' could not be quantised: {self._said or f'the quantiser {ended.reason}'}"
+            )
+
+    def pause(self) -> None:
+        """Stop it where it stands."""
+        self._paused = True
+        self._child.pause()
+        self._alive()
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._paused = False
+        self._child.resume()
+        self._alive()
+
+    def _alive(self) -> None:
+        """It has done something, or may not."""
+        if self._limit and not self._limit.expired():
+            self._limit.reschedule(None if self._paused else asyncio.get_running_loop().time() + self._stall_s)
+
+    def _heard(self, line: str) -> None:
+        log.debug("%s", line, extra={"file": self._plan.name})
+        if not self._limit:
             return
         if found := _PROGRESS.fullmatch(line):
-            limit.reschedule(asyncio.get_running_loop().time() + stall_s)
-            progress(int(found[1]), int(found[2]))
+            self._alive()
+            self._progress(int(found[1]), int(found[2]))
         elif line.startswith(_ERROR):
-            said = line.removeprefix(_ERROR)
-
-    child = Process(f"quantise {plan.name}", heard)
-    argv = [sys.executable, "-m", quantizer.__name__, str(plan.parts[0].file), str(partial), plan.kind]
-    argv += ["again"] if plan.again else []
-    try:
-        async with asyncio.timeout(stall_s) as limit:
-            await child.start(argv, _ONE_THREAD)
-            ended = await child.exited()
-    except TimeoutError:
-        raise DeadlineExceeded(
-            f"quantising '{plan.name}' made no progress in {stall_s:.0f} s; the disk may be hanging, or the machine "
-            "busy: try again"
-        ) from None
-    finally:
-        working = False  # a line may still come, when nobody waits for it
-        await child.kill()
-    if ended.code == quantizer.NO_SPACE:
-        raise _no_space(plan, shutil.disk_usage(partial.parent).free)
-    if ended.code == quantizer.BAD_SOURCE:
-        raise InvalidRequest(said)
-    if ended.code:
-        raise QuantisingFailed(f"'{plan.name}' could not be quantised: {said or f'the quantiser {ended.reason}'}")
+            self._said = line.removeprefix(_ERROR)
+        if self._paused:
+            self._child.pause()  # it has begun since: before, there was no program that could stand still
 
 
 def _no_space(plan: Plan, free: int) -> DiskFull:
