@@ -50,6 +50,12 @@ def test_a_body_that_does_not_say_it_is_json_is_refused(kind: str | None, http: 
     refused(response, 400, "invalid_request", "Content-Type")
 
 
+@pytest.mark.parametrize("path", ["/goals/none/cancel", "/learning/jobs/none/cancel"])
+def test_where_nothing_need_be_said_it_is_told_how_to_say_that(path: str, http: httpx.Client) -> None:
+    refused(http.post(path), 400, "invalid_request", "send {} as JSON", "Content-Type: application/json")
+    refused(http.post(path, json={}), 404, "not_found", "none")
+
+
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
 def test_json_is_json_however_it_is_written(kind: str, http: httpx.Client) -> None:
     body = httpx.Response(200, json=ASKED).content

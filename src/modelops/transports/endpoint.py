@@ -93,7 +93,11 @@ class Endpoint(abc.ABC):
         kind = header(scope, b"content-type").split(";")[0].strip().lower()
         if kind != "application/json":
             # Also what keeps a web page in the user's browser from calling a server on loopback.
-            raise InvalidRequest("send the body as JSON, with the header 'Content-Type: application/json'")
+            fields = self.operation.request.model_fields
+            in_path = scope.get("path_params", {})
+            needed = any(field.is_required() for name, field in fields.items() if name not in in_path)
+            what = "the body as JSON" if needed else "{} as JSON, or what there is to say"
+            raise InvalidRequest(f"send {what}, with the header 'Content-Type: application/json'")
         if encoding := header(scope, b"content-encoding"):
             raise InvalidRequest(f"send the body as it is: it comes with 'Content-Encoding: {encoding[:32]}'")
         declared = header(scope, b"content-length")
