@@ -14,6 +14,7 @@ from modelops.api.errors import InvalidRequest
 from modelops.api.goals import (
     AvailabilityObjective,
     CreateGoalRequest,
+    ListGoalsRequest,
     QualityObjective,
     ServingObjective,
     objective_of,
@@ -60,7 +61,8 @@ def test_what_was_not_given_is_filled_in() -> None:
         ({**QUALITY, "models": ["m"]}, "objective: unknown field 'models'"),
         ({"type": "serving"}, "objective: model_name: "),
         ({"type": "serving", "model_name": "m", "workload": {"prompt_token": 5}}, "did you mean 'prompt_tokens'"),
-        ({"type": "serving", "model_name": "m", "workload": {"requests": []}}, "requests: "),
+        ({"type": "serving", "model_name": "m", "workload": {"requests": []}}, "objective: workload: requests: "),
+        ({"type": "serving", "model_name": "m", "workload": {"prompt_tokens": 0}}, "workload: prompt_tokens: "),
         ({"type": "availability", "models": []}, "objective: models: "),
         ({"type": "availability", "models": ["m"], "until": "tomorrow"}, "objective: until: is a time with its offset"),
     ],
@@ -102,3 +104,11 @@ def test_a_time_is_the_same_however_it_is_written(at: datetime) -> None:
 def test_what_is_no_time_is_refused(written: object) -> None:
     with pytest.raises(InvalidRequest, match='target_completion: is a time with its offset, such as "2030-'):
         request(target_completion=written)
+
+
+def test_a_status_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        ListGoalsRequest.parse({"status": "bogus"})
+    assert refused.value.message.lower() == (
+        "status: input should be 'pending', 'active', 'completed', 'failed', 'cancelled' or 'all'"
+    )

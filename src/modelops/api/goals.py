@@ -92,7 +92,10 @@ class ServingObjective(Request):
     @property
     def described(self) -> Workload:
         """The workload, typed; it was checked with the objective."""
-        return Workload.parse(self.workload)
+        try:
+            return Workload.parse(self.workload)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"workload: {error.message}") from None
 
 
 class AvailabilityObjective(Request):
@@ -209,7 +212,7 @@ class Goal(Response):
 class ListGoalsRequest(Request):
     """Which goals to list, the newest first. Without a status: those that have not ended."""
 
-    status: GoalStatus | Literal["all"] | None = None
+    status: Literal[GoalStatus, "all"] | None = None
 
 
 class GoalList(Response):

@@ -260,16 +260,17 @@ def _wished(
     **others: Any,
 ) -> None:
     """Create a goal of what was written; `others` are fields of the request as they are."""
-    from modelops.api.goals import objective_of
+    from modelops.api.goals import GoalLimits, objective_of
     from modelops.cli.rows import moment
 
-    objective = _given(objective)
+    objective, limits = _given(objective), _given({"max_jobs": max_jobs, "max_seconds": max_seconds})
     objective_of(objective)  # mistakes cost no round trip
+    GoalLimits.parse(limits)
     request = _given(others) | {
         "title": title or in_words[:_LONGEST_TITLE],
         "objective": objective,
         "target_completion": moment(target_completion, "--by"),
-        "limits": _given({"max_jobs": max_jobs, "max_seconds": max_seconds}),
+        "limits": limits,
     }
     _created(client, _given(request), idempotency_key=idempotency_key, watches=watches, as_json=as_json)
 
