@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from modelops.api.goals import CreateGoalRequest, GoalLimits, QualityObjective, objective_of
+from modelops.api.goals import CreateGoalRequest, GoalLimits, GoalType, QualityObjective, objective_of
 from modelops.goals import asked
 from modelops.learning import datasets
 from modelops.settings import Settings
@@ -19,6 +20,10 @@ def test_each_is_a_whole_request(file: Path) -> None:
     request = CreateGoalRequest.model_validate_json(file.read_bytes())
     assert objective_of(request.objective).type == file.stem.partition("-")[0]
     GoalLimits.parse(request.limits)
+
+
+def test_there_is_one_of_each_type() -> None:
+    assert {file.stem for file in (HERE / "goals").glob("*.json")} == set(get_args(GoalType))
 
 
 def test_the_rows_of_the_capitals_can_be_learnt_and_judged() -> None:
