@@ -305,6 +305,24 @@ def test_refusals_have_their_form(
     assert ("allow" in response.headers) is (status == 405)
 
 
+@pytest.mark.parametrize("base", ["", "/v1/v1", "/v1/chat/completions", "/openai", "//v1"])
+def test_a_base_url_that_is_not_quite_right_is_told(dialect: Served, base: str) -> None:
+    with openai.OpenAI(base_url=f"{dialect.rest}{base}", api_key="any", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match="at '/v1/chat/completions': a client's base_url is") as told:
+            client.chat.completions.create(**CHAT)
+        with pytest.raises(openai.NotFoundError, match=r"at '/v1/completions': a client's base_url is"):
+            client.completions.create(model="m", prompt="Hello")
+        with pytest.raises(openai.NotFoundError, match="Responses API is not offered"):
+            client.responses.create(model="m", input="Hello")
+    assert (told.value.code, told.value.param) == ("not_found", None)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/chat/completions/"])
+def test_so_is_a_slash_too_many(http: httpx.Client, path: str) -> None:
+    told = refused(http.post(path, json=CHAT), 404, "not_found_error")
+    assert told["message"].startswith(f"there is nothing at '{path}'; it is at '/v1/chat/completions'")
+
+
 def test_a_body_that_is_too_large(http: httpx.Client) -> None:
     big = CHAT | {"messages": [{"role": "user", "content": "x" * (2 << 20)}]}
     refused(http.post("/v1/chat/completions", json=big), 413, "invalid_request_error")

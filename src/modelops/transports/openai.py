@@ -29,6 +29,8 @@ from modelops.transports.openai_answers import About, Body
 from modelops.transports.openai_requests import Asked
 
 PREFIX = "/v1"
+#: How paths end that nobody but OpenAI's clients asks for, whatever stands in front.
+_ONLY_THEIRS = ("/chat/completions", "/completions", "/responses")
 _BY_NAME: dict[str, Operation] = {operation.name: operation for operation in OPERATIONS}
 
 
@@ -40,15 +42,33 @@ def routes(coordinator: Coordinator, listening: Listening, tasks: Tasks) -> list
     ]
 
 
+def theirs(path: str) -> bool:
+    """Whether one of OpenAI's clients asks for `path`, be its base_url right or wrong."""
+    return path.startswith(PREFIX) or path.rstrip("/").endswith(_ONLY_THEIRS)
+
+
 def unrouted(scope: Scope, status: int, allow: str = "") -> Response:
     """What is told of a path, or a method, that there is not."""
     path = scope["path"][:100]
     said: ModelOpsError
     if status == 404:
-        said = NotFound(f"there is nothing at {path!r}; docs/openai.md lists what there is", details={"param": ""})
+        said = NotFound(f"there is nothing at {path!r}; {_meant(scope['path'])}", details={"param": ""})
     else:
         said = InvalidRequest(f"{scope['method']} is not offered at {path!r}; {allow or 'another method'} is")
     return _refusal(scope, said, status)
+
+
+def _meant(path: str) -> str:
+    """What somebody is to ask for instead of `path`."""
+    asked = path.rstrip("/")
+    if asked.endswith("/responses"):
+        return f"OpenAI's Responses API is not offered: ask POST {PREFIX}/chat/completions (client.chat.completions)"
+    close = [offered for _, offered in ROUTES if asked.endswith(offered.removeprefix(PREFIX))]
+    if not close:
+        return "docs/openai.md lists what there is"
+    return (
+        f"it is at {max(close, key=len)!r}: a client's base_url is the coordinator's address with one {PREFIX}, no more"
+    )
 
 
 def _refusal(scope: Scope, error: ModelOpsError, status: int = 0) -> Response:

@@ -256,7 +256,7 @@ def _status(operation: Operation, request: messages.Request) -> int:
 
 async def _http_error(request: Any, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if request.scope["path"].startswith(openai.PREFIX):
+    if openai.theirs(request.scope["path"]):
         headers = error.headers or {}
         response = openai.unrouted(request.scope, error.status_code, headers.get("Allow", ""))
         response.headers.update(headers)
