@@ -53,6 +53,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         },
     }
     links = [(name, tiny_gguf(folder / "tiny.gguf")) for name in ("quick", *fake["models"])]
+    links.append(("vectors", tiny_gguf(folder / "vectors.gguf", llama__pooling_type=1)))
     with serving(folder / "data", links=links, load=["quick", "echo", "slow"], fake=fake) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
@@ -256,6 +257,7 @@ def test_a_conversation_has_its_history_and_commands(house: Served, tmp_path: Pa
         ("/system", "the model's own system turn holds now"),
         ("/model", "talking with quick"),
         ("/model nobody", "modelops: there is no model 'nobody'"),
+        ("/model vectors", "modelops: 'vectors' is a model of type 'embedding'; talking takes one of type 'llm'"),
         (f"/model {'x' * 129}", "modelops: model_name: "),
         ("   ", ""),
     ],
@@ -269,13 +271,11 @@ def test_a_command_that_does_little_says_so(house: Served, tmp_path: Path, typed
 
 
 def test_a_refusal_ends_nothing(house: Served, tmp_path: Path) -> None:
-    with talking(house, "nobody", home=tmp_path) as running:
-        assert "there is no model 'nobody'" in turn(running, "one")
-        turn(running, "/model broken")
-        assert "answered 500" in turn(running, "two")
+    with talking(house, "broken", home=tmp_path) as running:
+        assert "answered 500" in turn(running, "one")
         turn(running, "/model quick")
-        assert "w0 w1 w2" in turn(running, "three")
-        assert said(running, tmp_path / "said") == ["three", "w0 w1 w2 "], "what was not answered is not part of it"
+        assert "w0 w1 w2" in turn(running, "two")
+        assert said(running, tmp_path / "said") == ["two", "w0 w1 w2 "], "what was not answered is not part of it"
 
 
 def test_a_conversation_that_no_longer_fits_goes_on_after_clear(house: Served, tmp_path: Path) -> None:
@@ -306,10 +306,11 @@ def test_so_does_one_of_too_many_turns(house: Served, capsys: pytest.CaptureFixt
 
 def test_nothing_that_a_model_says_is_told_to_the_terminal(house: Served, tmp_path: Path) -> None:
     shown = r"\x1b]0;owned\x07"
-    with talking(house, f"no{TITLE}body", home=tmp_path) as running:
-        assert f"talking with no{shown}body" in running.picture()
-        assert f"there is no model 'no{shown}body'" in turn(running, "one")
-        turn(running, "/model wild")
+    with terminal("chat", f"no{TITLE}body", url=house.rest, XDG_STATE_HOME=str(tmp_path)) as running:
+        assert running.ended() == 1
+        assert f"there is no model 'no{shown}body'" in running.picture()
+        assert "\x07" not in running.output
+    with talking(house, "wild", home=tmp_path) as running:
         assert f"Hm.{shown}\na\tb\n{shown}\\x9b2Jgrößer\xa0!\\r\n" in turn(running, "two")
         turn(running, "/model rude")
         assert f"No.{shown}" in turn(running, "three")
@@ -406,6 +407,18 @@ def test_where_nobody_listens_it_says_so_before_anything_is_typed(tmp_path: Path
     with terminal("chat", "m", url="http://127.0.0.1:1", XDG_STATE_HOME=str(tmp_path)) as running:
         assert running.ended() == 3
         assert "start one with 'modelops serve'" in running.picture()
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "says"),
+    [("nobody", 1, "there is no model 'nobody'"), ("vectors", 2, "'vectors' is a model of type 'embedding'")],
+)
+def test_so_it_does_where_there_is_nobody_to_talk_with(
+    house: Served, tmp_path: Path, model: str, status: int, says: str
+) -> None:
+    with terminal("chat", model, url=house.rest, XDG_STATE_HOME=str(tmp_path)) as running:
+        assert running.ended() == status
+        assert running.picture().startswith(f"modelops: {says}")
 
 
 # --- what is typed ---

@@ -38,7 +38,10 @@ def chat(
     talk.check()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    client.health()  # nobody should have to type first to be told that nobody listens
+    if watched:  # nobody should have to type first to be told that nobody listens, or is there to talk with
+        talk.meet(model)
+    else:
+        client.health()
     try:
         if watched:
             _typed(talk, model, remember=not no_history)

@@ -118,6 +118,20 @@ class Talk:
         """What the model is told."""
         return [{"role": "system", "content": self._system}] * bool(self._system) + self.turns
 
+    def meet(self, model: str) -> None:
+        """Raises ModelOpsError where `model` is none to talk with, as far as the caller's key lets us look."""
+        from modelops.api.errors import InvalidRequest, ModelOpsError
+
+        try:
+            kind = self._client.model(model).model_type
+        except ModelOpsError as error:
+            if error.code == "permission_denied":  # a key may be one for asking, and not for looking
+                return
+            error.message = self._shown(error)
+            raise
+        if kind != "llm":
+            raise InvalidRequest(f"'{model}' is a model of type '{kind}'; talking takes one of type 'llm'")
+
     # --- asking ---
     def check(self) -> None:
         """Raises InvalidRequest where no turn could be asked so, whatever it says."""
@@ -179,8 +193,11 @@ class Talk:
             echo(f"modelops: the answer was cut short: {final.error_message}", err=True)
 
     def _tell(self, error: ModelOpsError) -> None:
-        error.message = _visible(error.message, sys.stdout if self._as_json else sys.stderr)
+        error.message = self._shown(error)
         tell(error, as_json=self._as_json)
+
+    def _shown(self, error: ModelOpsError) -> str:
+        return _visible(error.message, sys.stdout if self._as_json else sys.stderr)
 
     # --- commands ---
     def command(self, line: str) -> None:
@@ -209,11 +226,10 @@ class Talk:
 
         if model:
             try:
-                self._client.model(model)
+                self.meet(model)
             except ModelOpsError as error:
-                if error.code != "permission_denied":  # a key may be one for asking, and not for looking
-                    self._tell(error)
-                    return
+                self._tell(error)
+                return
             self._model = model
         echo(f"talking with {self._model}", err=True)
 
