@@ -274,6 +274,11 @@ def test_an_answer_of_something_else_is_an_error_and_not_a_riddle(
         call(kind, other_server + path, "health")
 
 
+def test_the_address_for_openais_clients_is_told_as_that(served: Served, kind: Kind) -> None:
+    with pytest.raises(ModelOpsError, match="HTTP 404, and not from a coordinator; /v1 is for OpenAI's clients: leave"):
+        call(kind, f"{served.rest}/v1/", "health")
+
+
 def test_the_key_is_sent(other_server: str, kind: Kind) -> None:
     client = kind(f"{other_server}/behind/a/proxy", api_key="s3cret")
     asked = client.health()

@@ -23,7 +23,7 @@ import httpx
 from modelops.api import chat as chats
 from modelops.api import goals, learning, types
 from modelops.api.errors import InvalidRequest
-from modelops.client.wire import DEFAULT_URL, Answer, Trust, Unreachable, Wire, chunk, failure
+from modelops.client.wire import DEFAULT_URL, Answer, Trust, Unreachable, Wire, chunk
 
 #: A turn of a conversation: `{"role": "user", "content": "Hello!"}`; its fields are those of ChatTurn.
 Turn = Mapping[str, Any]
@@ -247,7 +247,7 @@ class Client:
         try:
             with self._http.stream(**self._wire.request(name, fields)) as response:
                 if not response.is_success:
-                    raise failure(response.status_code, response.read())
+                    raise self._wire.failure(response.status_code, response.read())
                 for line in response.iter_lines():
                     if found := chunk(kind, line):
                         yield found
@@ -459,7 +459,7 @@ class AsyncClient:
         try:
             async with self._http.stream(**self._wire.request(name, fields)) as response:
                 if not response.is_success:
-                    raise failure(response.status_code, await response.aread())
+                    raise self._wire.failure(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
                     if found := chunk(kind, line):
                         yield found

@@ -93,12 +93,21 @@ class Wire:
     def parsed(self, name: str, kind: type[Answer], response: httpx.Response) -> Answer:
         """The answer to the operation `name`. Raises what it says where it is none."""
         if not response.is_success:
-            raise failure(response.status_code, response.content)
+            raise self.failure(response.status_code, response.content)
         array, content = _BY_NAME[name].route.array, response.content
         try:
             return kind.model_validate_json(b'{"%b": %b}' % (array.encode(), content) if array else content)
         except ValueError:
-            raise _strange(response.status_code) from None
+            raise self._strange(response.status_code) from None
+
+    def failure(self, status: int, body: bytes) -> ModelOpsError:
+        """What a refusal is raised as."""
+        try:
+            told = json.loads(body)
+            kind = BY_CODE.get(told["code"], ModelOpsError)
+            return kind(told["detail"], retry_after_s=told.get("retry_after_s"), details=told.get("details"))
+        except (ValueError, KeyError, TypeError):
+            return self._strange(status)
 
     def unreachable(self, error: httpx.TransportError) -> ModelOpsError:
         """What a broken connection is told as."""
@@ -112,6 +121,11 @@ class Wire:
             return Unreachable(f"no coordinator answers at {self.url}; start one with 'modelops serve'")
         maybe = "; perhaps it is https:// there" if self.url.startswith("http://") else ""
         return Unreachable(f"the connection to {self.url} broke: {type(error).__name__}{maybe}")
+
+    def _strange(self, status: int) -> ModelOpsError:
+        theirs = "; /v1 is for OpenAI's clients: leave it out of the address"
+        hint = theirs if self.url.endswith("/v1") else ""
+        return ModelOpsError(f"the answer was HTTP {status}, and not from a coordinator{hint}")
 
 
 def _body(fields: Mapping[str, Any]) -> bytes:
@@ -131,20 +145,6 @@ def _written(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no place in it")
-
-
-def failure(status: int, body: bytes) -> ModelOpsError:
-    """What a refusal is raised as."""
-    try:
-        told = json.loads(body)
-        kind = BY_CODE.get(told["code"], ModelOpsError)
-        return kind(told["detail"], retry_after_s=told.get("retry_after_s"), details=told.get("details"))
-    except (ValueError, KeyError, TypeError):
-        return _strange(status)
-
-
-def _strange(status: int) -> ModelOpsError:
-    return ModelOpsError(f"the answer was HTTP {status}, and not from a coordinator")
 
 
 def chunk(kind: type[Answer], line: str) -> Answer | None:
