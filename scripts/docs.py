@@ -101,8 +101,9 @@ It is another form of the [same operations](api.md): the same queue, limits, sco
 | `POST /v1/embeddings` | embed | `infer` |
 | `POST /v1/rerank` | rerank | `infer` |
 
-The `created` of a model is when it was loaded, 0 while it is not. `system_fingerprint` is the model's version. A stream
-that is cut short ends with the event `{"error": …}` and without `[DONE]`.
+A model is listed by its name and by each of its [aliases](models.md#the-catalogue-file). Its `created` is when it was
+loaded, 0 while it is not. `system_fingerprint` is the model's version. A stream that is cut short ends with the event
+`{"error": …}` and without `[DONE]`.
 
 ## Fields
 

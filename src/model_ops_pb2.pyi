@@ -396,7 +396,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model_name: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress", "tokens_generated", "prompt_tokens", "breaker", "tuned")
+    __slots__ = ("model_name", "model_version", "model_type", "model_path", "status", "memory_usage_mb", "gpu_layers", "context_length", "loaded_at", "last_used_at", "active_requests", "queued_requests", "message", "digest", "slots", "cache_type", "devices", "pinned", "expires_at", "progress", "tokens_generated", "prompt_tokens", "breaker", "tuned", "aliases")
     class DevicesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -428,6 +428,7 @@ class ModelInfo(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BREAKER_FIELD_NUMBER: _ClassVar[int]
     TUNED_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     model_type: str
@@ -452,7 +453,8 @@ class ModelInfo(_message.Message):
     prompt_tokens: int
     breaker: str
     tuned: _struct_pb2.Struct
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., breaker: _Optional[str] = ..., tuned: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., status: _Optional[str] = ..., memory_usage_mb: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., loaded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_used_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., slots: _Optional[int] = ..., cache_type: _Optional[str] = ..., devices: _Optional[_Mapping[str, int]] = ..., pinned: _Optional[bool] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[float] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., breaker: _Optional[str] = ..., tuned: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchModelRequest(_message.Message):
     __slots__ = ("model_name",)

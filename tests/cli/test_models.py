@@ -40,7 +40,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     }
     links = [(name, tiny_gguf(folder / name, general__name=name, **entries)) for name, entries in kinds.items()]
     keep_tuned(folder / "data", "tuned", tiny_gguf(folder / "tuned", general__name="tuned"))
+    catalogue = folder / "catalogue.toml"
+    catalogue.write_text('[m]\naliases = ["mm", "mmm"]\n')
     env = {
+        "MODELOPS_MODELS__CATALOGUE": str(catalogue),
         "MODELOPS_MEMORY__BUDGET_MB": str(BUDGET),
         "MODELOPS_MODELS__ROOTS": str(folder / "theirs"),
         "MODELOPS_MODELS__ALLOW_PRIVATE_SOURCES": "true",
@@ -220,6 +223,10 @@ def test_a_model_is_shown_with_its_versions(run: Run, client: Client) -> None:
     assert shown["model"]["model_name"] == "n"
     assert [version["model_version"] for version in shown["versions"]][:1] == ["v1"]
     assert "the options of 'show' stand behind it" in run("models --all show n").output
+
+
+def test_what_else_a_model_is_called_is_shown(run: Run) -> None:
+    assert said(run("models show mmm")).splitlines()[:2] == ["m: llm, available", "also called mm, mmm"]
 
 
 def test_how_a_model_was_tuned_is_shown_until_it_is_forgotten(run: Run, client: Client) -> None:

@@ -39,7 +39,9 @@ def dialect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     behaviours: dict[str, Any] = {"echo": {"echo": True}, "slow": {"token_s": 0.02}, "dying": {"die_after": 2}}
     behaviours["dies"] = {"die_after": 0}
     behaviours["ends"] = {"choices": [{"text": "w0"}, {"text": "w1", "finish_reason": "stop"}]}
-    env = {"MODELOPS_ENGINE__SLOTS": "1"}
+    catalogue = folder / "catalogue.toml"
+    catalogue.write_text('[m]\naliases = ["gpt-4o-mini"]\n')
+    env = {"MODELOPS_ENGINE__SLOTS": "1", "MODELOPS_MODELS__CATALOGUE": str(catalogue)}
     with serving(
         folder / "data", links=links, load=["m", "vectors", "scores"], fake={"models": behaviours}, env=env
     ) as served:
@@ -76,10 +78,11 @@ def events(response: httpx.Response) -> list[Any]:
 
 # --- their client ---
 def test_models(client: Any) -> None:
-    assert {model.id for model in client.models.list()} == set(MODELS)
-    found = client.models.retrieve("m")
-    assert (found.id, found.object, found.owned_by) == ("m", "model", "modelops")
-    assert found.created > 0
+    assert [model.id for model in client.models.list()] == sorted([*MODELS, "gpt-4o-mini"])
+    for name in ("m", "gpt-4o-mini"):  # which is another name of it
+        found = client.models.retrieve(name)
+        assert (found.id, found.object, found.owned_by) == (name, "model", "modelops")
+        assert found.created > 0
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("nobody")
     assert (error.value.code, error.value.param) == ("model_not_found", "model")

@@ -127,6 +127,7 @@ def test_what_a_load_wishes_reaches_the_engine(transport: str, echo: dict[str, W
 def test_what_the_catalogue_says_holds_where_the_caller_says_nothing(transport: str, echo: dict[str, Wire]) -> None:
     wire = echo[transport]
     got = asked(wire, {"model_name": "by-another-name"})
+    assert list(wire.ok("get_model", model_name="told").aliases) == ["by-another-name"]
     assert got["messages"][0] == {"role": "system", "content": "Be brief."}
     assert got["stop"] == ["END"]
     given = flags(got)

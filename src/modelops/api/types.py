@@ -254,6 +254,7 @@ class ModelInfo(Response):
     tuned: dict[str, Any] = Field(
         {}, description="How a goal of serving tuned it, where no load says otherwise; empty: it was not tuned."
     )
+    aliases: list[str] = Field([], description="Other names that it answers to: the catalogue file's.")
 
 
 class ModelList(Response):

@@ -98,6 +98,8 @@ def show(client: Client, model: str, as_json: bool) -> None:
     memory = f", {found.memory_usage_mb} MB" if found.memory_usage_mb else ""
     why = f": {found.message}" if found.message else ""
     click.echo(f"{found.model_name}: {found.model_type}, {found.status}{memory}{why}")
+    if found.aliases:
+        click.echo(f"also called {', '.join(found.aliases)}")
     if found.tuned:
         click.echo(f"tuned by a goal: {', '.join(f'{name} {value}' for name, value in found.tuned.items())}")
     for version in kept:

@@ -265,10 +265,11 @@ class Models:
         present = None
         if name in self._parts.catalog.names():
             present = told.info(self._parts.pool.view(name), self._parts.catalog.tuned(name))
-        arrival = self._parts.arrivals.of(name)
-        if arrival is None:
-            return present or told.info(self._parts.pool.view(name))
-        return told.arriving(arrival, name, present)
+        if arrival := self._parts.arrivals.of(name):
+            found = told.arriving(arrival, name, present)
+        else:
+            found = present or told.info(self._parts.pool.view(name))
+        return found.model_copy(update={"aliases": self._parts.catalog.aliases(name)})
 
     def _versions(self, name: str) -> list[types.ModelVersion]:
         catalog = self._parts.catalog

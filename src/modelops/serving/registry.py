@@ -196,6 +196,10 @@ class Registry:
         """The model that `name`, which may be an alias, means."""
         return self._aliases.get(name, name)
 
+    def aliases(self, name: str) -> list[str]:
+        """What else means `name`."""
+        return [alias for alias, meant in self._aliases.items() if meant == name]
+
     # --- what goes ---
     def _forget(self, versions: Sequence[Version]) -> list[Version]:
         """Those of `versions` that are still there and may go. All at once: whoever looks finds a model as it was, with

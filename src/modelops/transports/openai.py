@@ -113,7 +113,8 @@ class _Model(_Endpoint):
     async def answer(self, call: Call, fields: dict[str, Any], send: Send) -> Response:
         """One of them."""
         asked = requests.model(fields)
-        return self.told(call, answers.model(await self.coordinator.perform(call, self.operation, asked)))
+        found = await self.coordinator.perform(call, self.operation, asked)
+        return self.told(call, answers.model(found, asked.model_name))
 
 
 class _Embeddings(_Endpoint):

@@ -157,15 +157,17 @@ def scores(model: str, answer: types.RerankResponse) -> Body:
     return {"model": model, "results": results, "usage": used}
 
 
-def model(info: types.ModelInfo) -> Body:
-    """A model. `created` is when it was loaded; 0 while it is not."""
+def model(info: types.ModelInfo, name: str) -> Body:
+    """A model, called `name`. `created` is when it was loaded; 0 while it is not."""
     created = int(info.loaded_at.timestamp()) if info.loaded_at else 0
-    return {"id": info.model_name, "object": "model", "created": created, "owned_by": "modelops"}
+    return {"id": name, "object": "model", "created": created, "owned_by": "modelops"}
 
 
 def models(found: types.ModelList) -> Body:
-    """All of them."""
-    return {"object": "list", "data": [model(info) for info in found.models]}
+    """All of them, by each of their names."""
+    named = {info.model_name: info for info in found.models}
+    named |= {alias: info for info in found.models for alias in info.aliases}
+    return {"object": "list", "data": [model(info, name) for name, info in sorted(named.items())]}
 
 
 # --- errors ---
