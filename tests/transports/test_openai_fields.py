@@ -77,6 +77,38 @@ def test_what_is_refused_is_refused_by_name_and_what_asks_for_nothing_is_taken(
 
 
 @pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("n_predict", "did you mean 'max_tokens'?"),
+        ("num_predict", "did you mean 'max_tokens'?"),
+        ("max_new_tokens", "did you mean 'max_tokens'?"),
+        ("stop_sequences", "did you mean 'stop'?"),
+        ("repetition_penalty", "did you mean 'repeat_penalty'?"),
+        ("temprature", "did you mean 'temperature'?"),
+        ("system", "it is a message of the role 'system', of a chat completion"),
+        ("options", "what stands in it are fields of the request itself"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("build", "asked"),
+    [(openai_requests.chat, CHATTING), (openai_requests.completion, COMPLETING)],
+    ids=["chat", "completions"],
+)
+def test_what_has_another_name_elsewhere_is_told_by_its_name_here(
+    build: Any, asked: dict[str, Any], name: str, told: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        build(asked | {name: "x"})
+    assert refused.value.message == f"{name}: no field of this request; {told}"
+
+
+@pytest.mark.parametrize("name", ["verbosityy", "function_calls", "xyzzy"])
+def test_nothing_is_suggested_that_is_refused_itself(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name}: no field of this request$"):
+        openai_requests.chat(CHATTING | {name: "x"})
+
+
+@pytest.mark.parametrize(
     ("change", "param", "told"),
     [
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),

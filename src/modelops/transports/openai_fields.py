@@ -130,6 +130,18 @@ RERANK: Fields = {
     "return_documents": _refused(False),
 }
 
+#: What is called otherwise elsewhere → here.
+_FOREIGN = {
+    **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens"), "max_tokens"),
+    "stop_sequences": "stop",
+    "repetition_penalty": "repeat_penalty",
+}
+#: What is said elsewhere in fields of other forms → how it is said here.
+_SAID_OTHERWISE = {
+    "system": "it is a message of the role 'system', of a chat completion",
+    "options": "what stands in it are fields of the request itself",
+}
+
 
 def given(fields: Mapping[str, Any], known: Fields) -> dict[str, Any]:
     """The fields that have something to say: those that are null are as if they were not there.
@@ -140,9 +152,8 @@ def given(fields: Mapping[str, Any], known: Fields) -> dict[str, Any]:
     for name, value in said.items():
         field = known.get(name)
         if field is None:
-            close = difflib.get_close_matches(name[:64], known, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            refuse(name[:64], f"no field of this request{hint}")
+            hint = _hint(name[:64], known)
+            refuse(name[:64], f"no field of this request{f'; {hint}' if hint else ''}")
         if field.kind == "refused" and name != "dimensions" and not any(_same(value, one) for one in field.neutral):
             only = " or ".join(repr(one) for one in field.neutral)
             refuse(name, f"only {only} is supported" if only else "is not supported")
@@ -152,6 +163,15 @@ def given(fields: Mapping[str, Any], known: Fields) -> dict[str, Any]:
 def refuse(name: str, why: str) -> NoReturn:
     """Refuse what the field `name`, a path with dots, holds."""
     raise InvalidRequest(f"{name}: {why}", details={"param": name})
+
+
+def _hint(name: str, known: Fields) -> str:
+    """What whoever sent the unknown `name` is to send; empty where nobody knows."""
+    if name in _SAID_OTHERWISE:
+        return _SAID_OTHERWISE[name]
+    supported = [one for one, field in known.items() if field.kind == "supported"]
+    close = [_FOREIGN[name]] if _FOREIGN.get(name) in supported else difflib.get_close_matches(name, supported, n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _same(value: Any, other: Any) -> bool:
