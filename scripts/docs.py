@@ -107,8 +107,9 @@ loaded, 0 while it is not. `system_fingerprint` is the model's version. A stream
 
 ## Fields
 
-Nothing that is asked for is ignored in silence. What is not here is refused, by name, with 400; null is the same as
-nothing. *Accepted* means: without effect.
+No field is ignored in silence: what is not here is refused, by name, with 400; null is the same as nothing. *Accepted*
+means: without effect. Within a schema that is not `strict`, what an engine does not keep to
+[is left out](#schemas).
 """
 SCHEMAS = """
 ## Schemas

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from openai.types.chat import completion_create_params as of_chat
 from modelops.api.chat import ChatRequest
 from modelops.api.errors import BY_CODE, InvalidRequest
 from modelops.transports import openai_answers, openai_requests
-from modelops.transports.openai_fields import CHAT, COMPLETIONS, EMBEDDINGS, Fields
+from modelops.transports.openai_fields import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, Field, Fields
 
 CHATTING: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+RANKING: dict[str, Any] = {"model": "m", "query": "Hello", "documents": ["Hello"]}
+TURN: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 COMPLETING: dict[str, Any] = {"model": "m", "prompt": "Hello"}
 EMBEDDING: dict[str, Any] = {"model": "m", "input": "Hello"}
 FUNCTION: dict[str, Any] = {"name": "add", "parameters": {"type": "object"}}
@@ -28,6 +32,10 @@ def form(schema: Any = LOOSE, **given: Any) -> dict[str, Any]:
     """A response format of that schema."""
     told = {"name": "answer", "schema": schema} | given
     return {"response_format": {"type": "json_schema", "json_schema": told}}
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
 
 
 def turn(**message: Any) -> dict[str, Any]:
@@ -174,6 +182,35 @@ def test_what_is_wrong_with_a_chat_is_told_by_its_place(change: dict[str, Any], 
         openai_requests.chat(CHATTING | change)
     assert told in refused.value.message
     assert openai_answers.error(refused.value)["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("build", "field", "told", "asking", "most"),
+    [
+        (openai_requests.chat, CHAT["messages"], "1,000", lambda n: CHATTING | {"messages": TURN * n}, 1000),
+        (openai_requests.chat, CHAT["messages"], "128", lambda n: CHATTING | turn(name="x" * n), 128),
+        (openai_requests.chat, CHAT["messages"], "128", lambda n: CHATTING | turn(tool_call_id="x" * n), 128),
+        (
+            openai_requests.chat,
+            CHAT["tools"],
+            "128",
+            lambda n: CHATTING | {"tools": [tool(f"f{i}") for i in range(n)]},
+            128,
+        ),
+        (openai_requests.embedding, EMBEDDINGS["input"], "32,768", lambda n: EMBEDDING | {"input": "x" * n}, 32_768),
+        (openai_requests.embedding, EMBEDDINGS["input"], "256", lambda n: EMBEDDING | {"input": ["x"] * n}, 256),
+        (openai_requests.rerank, RERANK["query"], "32,768", lambda n: RANKING | {"query": "x" * n}, 32_768),
+        (openai_requests.rerank, RERANK["documents"], "32,768", lambda n: RANKING | {"documents": ["x" * n]}, 32_768),
+        (openai_requests.rerank, RERANK["documents"], "256", lambda n: RANKING | {"documents": ["x"] * n}, 256),
+    ],
+)
+def test_the_bounds_are_those_that_the_page_tells(
+    build: Any, field: Field, told: str, asking: Callable[[int], dict[str, Any]], most: int
+) -> None:
+    assert re.search(rf"up to {told}\b", field.note)
+    build(asking(most))
+    with pytest.raises(InvalidRequest):
+        build(asking(most + 1))
 
 
 @pytest.mark.parametrize("given", [{}, {"strict": False}, {"strict": None}], ids=str)

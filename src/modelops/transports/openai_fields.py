@@ -63,10 +63,11 @@ _EXTRAS: Fields = {
 CHAT: Fields = {
     "model": _supported(),
     "messages": _supported(
-        "`system`, `developer` (as `system`), `user`, `assistant` with `tool_calls`, `tool`; content: a text, or parts "
-        "of type `text`, one a line. `name` is shown where the model's template does. Where the last one is an "
-        "assistant's, the answer goes on with it. Of an assistant's, `reasoning_content` is accepted without effect, "
-        "and so is what OpenAI's client adds: `parsed`, `parsed_arguments`, `index`"
+        "up to 1,000, of the roles `system`, `developer` (as `system`), `user`, `assistant` with `tool_calls`, `tool`; "
+        "content: a text, or parts of type `text`, one a line. `name` is shown where the model's template does; it has "
+        "up to 128 characters, as `tool_call_id`. Where the last one is an assistant's, the answer goes on with it. Of "
+        "an assistant's, `reasoning_content` is accepted without effect, and so is what OpenAI's client adds: "
+        "`parsed`, `parsed_arguments`, `index`"
     ),
     "max_completion_tokens": _supported("by default as many as the context has room for"),
     "max_tokens": _supported("the older name of `max_completion_tokens`"),
@@ -78,10 +79,14 @@ CHAT: Fields = {
         "together with `tools`"
     ),
     "tools": _supported(
-        "of type `function`; with `strict` all of `parameters` is [what calls keep to](#schemas). Also of models whose "
-        "chat template knows no tools: [how](api.md#functions)"
+        "up to 128, of type `function`. Also of models whose chat template knows no tools: [how](api.md#functions). "
+        "With `strict` all of `parameters` is [what calls keep to](#schemas); where the template knows tools, as far "
+        "as its form of calls lets them"
     ),
-    "tool_choice": _supported("`auto`, `none`, `required`, or a function"),
+    "tool_choice": _supported(
+        "`auto`, `none`, `required`, or a function. A model whose chat template knows tools may answer with a text "
+        "where a call is wanted: look whether there is one. Of [other models](api.md#functions) there is"
+    ),
     "parallel_tool_calls": _supported("by default one call in an answer"),
     "metadata": Field("accepted", "nothing is stored"),
     "store": _refused(False),
@@ -115,7 +120,8 @@ COMPLETIONS: Fields = {
 EMBEDDINGS: Fields = {
     "model": _supported("of type `embedding`"),
     "input": _supported(
-        "a text, or up to 256. No tokens, which are [another model's](clients/langchain.md#embeddings)"
+        "a text of up to 32,768 characters, or up to 256 of them. No tokens, which are "
+        "[another model's](clients/langchain.md#embeddings)"
     ),
     "encoding_format": _supported("`float`, which is the default, or `base64`: 32 bit floats, little-endian"),
     "dimensions": _refused(note="but for the number that the model's vectors have"),
@@ -124,8 +130,8 @@ EMBEDDINGS: Fields = {
 #: Not OpenAI's: as Jina and Cohere have it.
 RERANK: Fields = {
     "model": _supported("of type `reranker`"),
-    "query": _supported(),
-    "documents": _supported("up to 256 texts"),
+    "query": _supported("up to 32,768 characters"),
+    "documents": _supported("up to 256 texts, of up to 32,768 characters each"),
     "top_n": _supported("by default all"),
     "return_documents": _refused(False),
 }
