@@ -18,7 +18,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, Field, SecretStr
-from pydantic_ai import Agent, Embedder, NativeOutput, exceptions
+from pydantic_ai import Agent, Embedder, NativeOutput, PromptedOutput, exceptions
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -36,6 +36,14 @@ class City(BaseModel):
 
     name: str = Field(max_length=40)
     country: str = Field(max_length=40)
+
+
+class Certain(City):
+    certainty: float = Field(ge=0, le=1)
+
+
+class Addressed(City):
+    zip: str = Field(pattern=r"^\d{5}$")
 
 
 PARIS = City(name="Paris", country="France")
@@ -322,6 +330,22 @@ async def test_langchain_embeds_texts_and_no_tokens(place: Place, monkeypatch: p
             OpenAIEmbeddings(**made, http_client=http).embed_query("a")
 
 
+@pytest.mark.parametrize("field", ["certainty", "zip"])
+async def test_what_no_engine_keeps_to_is_refused_of_a_type_and_taken_of_its_schema(field: str, place: Place) -> None:
+    bounded = Certain if field == "certainty" else Addressed
+    schema = bounded.model_json_schema()
+    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    with place.client() as client:
+        with pytest.raises(openai.BadRequestError, match=rf"properties\.{field}\.\w+: is not kept to by the engine"):
+            client.chat.completions.parse(model="typed", messages=HELLO, response_format=bounded)
+        said = client.chat.completions.create(model="typed", messages=HELLO, response_format=form).choices[0].message
+        assert City.model_validate_json(said.content or "") == PARIS
+    async with place.chain("typed") as chat:
+        with pytest.raises(openai.BadRequestError, match="is not kept to by the engine"):
+            chat.with_structured_output(bounded).invoke("The capital of France?")
+        assert chat.with_structured_output(schema).invoke("The capital of France?") == PARIS.model_dump()
+
+
 # --- pydantic ai ---
 async def test_pydantic_ai(place: Place) -> None:
     async with place.provider() as provider:
@@ -353,6 +377,15 @@ async def test_pydantic_ai_has_structure(place: Place) -> None:
             assert (await agent.run("The capital of France?")).output == PARIS
             async with agent.run_stream("The capital of France?") as stream:
                 assert await stream.get_output() == PARIS
+
+
+@pytest.mark.parametrize("form", [NativeOutput, PromptedOutput])
+async def test_pydantic_ai_has_structure_or_tools(form: Any, place: Place) -> None:
+    async with place.provider() as provider:
+        typed = OpenAIChatModel("typed", provider=provider)
+        assert (await Agent(typed, output_type=form(City)).run("The capital of France?")).output == PARIS
+        with pytest.raises(exceptions.ModelHTTPError, match="exclude each other"):
+            await Agent(typed, output_type=form(City), tools=[add]).run("The capital of France?")
 
 
 @pytest.mark.engine
