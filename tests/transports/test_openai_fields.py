@@ -84,6 +84,11 @@ def test_what_is_refused_is_refused_by_name_and_what_asks_for_nothing_is_taken(
     assert refused.value.details == {"param": "modle"}
 
 
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "metadata"])
+def test_what_changes_no_answer_is_taken(name: str) -> None:
+    assert openai_requests.chat(CHATTING | {name: "x"}) == openai_requests.chat(CHATTING)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
