@@ -20,7 +20,7 @@ from metrics.pages import Samples, moved, scraped, value
 from modelops.transports.openai import ROUTES
 from support import Served, make_key, serving, tiny_gguf, wait_until
 
-MODELS = ("m", "echo", "slow", "dying", "dies", "ends", "vectors", "scores")
+MODELS = ("m", "echo", "slow", "dying", "dies", "ends", "full", "vectors", "scores")
 POOLING = {"vectors": 1, "scores": 4}
 HELLO: list[dict[str, str]] = [{"role": "user", "content": "Hello"}]
 CHAT: dict[str, Any] = {"model": "m", "messages": HELLO, "max_tokens": 3}
@@ -38,6 +38,7 @@ def dialect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     ]
     behaviours: dict[str, Any] = {"echo": {"echo": True}, "slow": {"token_s": 0.02}, "dying": {"die_after": 2}}
     behaviours["dies"] = {"die_after": 0}
+    behaviours["full"] = {"status": 400, "says": "input (5000 tokens) is too large to process"}
     behaviours["ends"] = {"choices": [{"text": "w0"}, {"text": "w1", "finish_reason": "stop"}]}
     catalogue = folder / "catalogue.toml"
     catalogue.write_text('[m]\naliases = ["gpt-4o-mini"]\n')
@@ -85,6 +86,9 @@ def test_models(client: Any) -> None:
         assert found.created > 0
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("nobody")
+    assert (error.value.code, error.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError, match="no model 'org/nobody'; GET /v1/models lists") as error:
+        client.models.retrieve("org/nobody")
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
 
 
@@ -308,6 +312,21 @@ def test_refusals_have_their_form(
     assert ("allow" in response.headers) is (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 3}, "messages"),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 3, "stream": True}, "messages"),
+        ("/v1/completions", {"prompt": "Hello"}, "prompt"),
+    ],
+)
+def test_what_is_too_long_is_told_by_its_field(
+    http: httpx.Client, path: str, asked: dict[str, Any], param: str
+) -> None:
+    response = http.post(path, json={"model": "full"} | asked)
+    assert refused(response, 400, "invalid_request_error", param)["code"] == "context_length_exceeded"
+
+
 @pytest.mark.parametrize("base", ["", "/v1/v1", "/v1/chat/completions", "/openai", "//v1"])
 def test_a_base_url_that_is_not_quite_right_is_told(dialect: Served, base: str) -> None:
     with openai.OpenAI(base_url=f"{dialect.rest}{base}", api_key="any", max_retries=0) as client:
@@ -328,7 +347,8 @@ def test_so_is_a_slash_too_many(http: httpx.Client, path: str) -> None:
 
 def test_a_body_that_is_too_large(http: httpx.Client) -> None:
     big = CHAT | {"messages": [{"role": "user", "content": "x" * (2 << 20)}]}
-    refused(http.post("/v1/chat/completions", json=big), 413, "invalid_request_error")
+    told = refused(http.post("/v1/chat/completions", json=big), 413, "invalid_request_error")
+    assert "over 1048576 bytes (server.max_body_bytes)" in told["message"]
 
 
 def test_a_deadline(http: httpx.Client) -> None:

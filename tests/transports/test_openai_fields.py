@@ -128,14 +128,16 @@ def test_nothing_is_suggested_that_is_refused_itself(name: str) -> None:
         ({"top_p": "1"}, "top_p", "number"),
         ({"stop": 3}, "stop", "list"),
         ({"stop": [""]}, "stop.0", "at least 1"),
+        ({"stop": ""}, "stop", "stop: "),
         ({"seed": -1}, "seed", "greater"),
         ({"n": 0}, "n", "from 1 on"),
         ({"n": 129}, "n", "at most 128"),
         ({"n": True}, "n", "whole number"),
         ({"n": "2"}, "n", "whole number"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
-        ({"max_tokens": -1}, "max_tokens", "greater"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens", "greater"),
+        ({"max_tokens": -1}, "max_tokens", "at least 1"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens", "at least 1"),
+        ({"max_tokens": "1"}, "max_tokens", "integer"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "max_completion_tokens"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
         ({"messages": "Hello"}, "messages", "list"),
@@ -152,6 +154,8 @@ def test_nothing_is_suggested_that_is_refused_itself(name: str) -> None:
         ),
         (turn(content=[{"type": "file"}]), "messages.0.content.0", "file parts"),
         (turn(content=[{"text": "a"}]), "messages.0.content.0", "'type'"),
+        ({"tools": [FUNCTION]}, "tools.0", '{"type": "function", "function": {"name": …}}'),
+        ({"response_format": {"type": "json_schema", "schema": {}}}, "response_format.schema", "json_schema.schema"),
         ({"tools": [{"type": "custom"}]}, "tools.0.type", "function"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         (TOOLS | {"tool_choice": "add"}, "tool_choice", "auto, none, required"),
@@ -264,6 +268,20 @@ def test_a_prompt_is_text(prompt: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
         openai_requests.completion(COMPLETING | {"prompt": prompt})
     assert refused.value.details == {"param": "prompt"}
+
+
+@pytest.mark.parametrize(
+    ("build", "asked", "param"),
+    [
+        (openai_requests.embedding, EMBEDDING | {"input": ""}, "input"),
+        (openai_requests.embedding, EMBEDDING | {"input": ["a", ""]}, "input.1"),
+        (openai_requests.completion, COMPLETING | {"stop": ""}, "stop"),
+    ],
+)
+def test_a_text_alone_is_told_as_itself(build: Any, asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{param}: ") as refused:
+        build(asked)
+    assert refused.value.details == {"param": param}
 
 
 def test_several_answers_to_several_prompts() -> None:

@@ -82,7 +82,7 @@ class TooLarge(ModelOpsError):
 
 def too_large(limit: int, to_do: str = "") -> TooLarge:
     """A request of more than `limit` bytes, and what to do about it."""
-    return TooLarge(f"the request is over {limit} bytes" + (f"; {to_do}" if to_do else ""))
+    return TooLarge(f"the request is over {limit} bytes (server.max_body_bytes)" + (f"; {to_do}" if to_do else ""))
 
 
 class RateLimited(ModelOpsError):

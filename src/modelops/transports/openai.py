@@ -52,10 +52,17 @@ def unrouted(scope: Scope, status: int, allow: str = "") -> Response:
     path = scope["path"][:100]
     said: ModelOpsError
     if status == 404:
-        said = NotFound(f"there is nothing at {path!r}; {_meant(scope['path'])}", details={"param": ""})
+        said = _missing(scope["path"])
     else:
         said = InvalidRequest(f"{scope['method']} is not offered at {path!r}; {allow or 'another method'} is")
     return _refusal(scope, said, status)
+
+
+def _missing(path: str) -> NotFound:
+    name = path.removeprefix(f"{PREFIX}/models/")
+    if name not in ("", path):  # it holds a slash, which no model's name does
+        return NotFound(f"there is no model {name[:128]!r}; GET {PREFIX}/models lists those that there are")
+    return NotFound(f"there is nothing at {path[:100]!r}; {_meant(path)}", details={"param": ""})
 
 
 def _meant(path: str) -> str:
@@ -81,6 +88,7 @@ class _Endpoint(Endpoint):
     """One operation in OpenAI's words."""
 
     performs: ClassVar[str]
+    text: ClassVar[str] = ""  # the field that may be longer than the model's context
 
     async def fields(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """The body, or what stands in the path."""
@@ -90,6 +98,8 @@ class _Endpoint(Endpoint):
 
     def refusal(self, scope: Scope, error: ModelOpsError) -> Response:
         """As OpenAI's clients expect it."""
+        if self.text and error.details.get("limit") == "context_length":
+            error.details.setdefault("param", self.text)
         return _refusal(scope, error)
 
     def told(self, call: Call, body: Body) -> Response:
@@ -118,7 +128,7 @@ class _Model(_Endpoint):
 
 
 class _Embeddings(_Endpoint):
-    performs = "embed"
+    performs, text = "embed", "input"
 
     async def answer(self, call: Call, fields: dict[str, Any], send: Send) -> Response:
         """The vectors."""
@@ -129,7 +139,7 @@ class _Embeddings(_Endpoint):
 
 
 class _Rerank(_Endpoint):
-    performs = "rerank"
+    performs, text = "rerank", "documents"
 
     async def answer(self, call: Call, fields: dict[str, Any], send: Send) -> Response:
         """The scores."""
@@ -213,7 +223,7 @@ class _Generation(_Endpoint):
 
 
 class _Chat(_Generation):
-    performs = "chat"
+    performs, text = "chat", "messages"
     prefix, kinds = "chatcmpl", ("chat.completion", "chat.completion.chunk")
 
     def asked(self, fields: dict[str, Any]) -> Asked:
@@ -233,7 +243,7 @@ class _Chat(_Generation):
 
 
 class _Completions(_Generation):
-    performs = "infer"
+    performs, text = "infer", "prompt"
     prefix, kinds = "cmpl", ("text_completion", "text_completion")
 
     def asked(self, fields: dict[str, Any]) -> Asked:

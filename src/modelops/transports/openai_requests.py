@@ -75,7 +75,7 @@ def chat(fields: Mapping[str, Any]) -> Asked:
     asked["messages"] = [_turn(f"messages.{at}", one) for at, one in enumerate(_list("messages", said["messages"]))]
     limits = {name: said[name] for name in ("max_completion_tokens", "max_tokens") if name in said}
     for name, limit in limits.items():
-        if limit == 0:
+        if type(limit) is int and limit < 1:
             refuse(name, "must be at least 1")
         if asked.setdefault("max_tokens", limit) != limit:
             refuse(name, "is not what max_completion_tokens says")
@@ -84,8 +84,8 @@ def chat(fields: Mapping[str, Any]) -> Asked:
     if "tool_choice" in said:
         asked["tool_choice"] = _choice(said["tool_choice"])
     if "response_format" in said:
-        asked |= _format(_object("response_format", said["response_format"], "type", "json_schema"))
-    names = {"max_tokens": next(iter(limits), "max_tokens")}
+        asked |= _format(said["response_format"])
+    names = {"max_tokens": next(iter(limits), "max_tokens")} | _alone(said, "stop", "stop_sequences")
     return _several(said, [_parse(ChatRequest, asked, names, LOOSE)])  # what is strict has been checked by then
 
 
@@ -100,11 +100,12 @@ def completion(fields: Mapping[str, Any]) -> Asked:
         refuse("prompt", "texts are supported, and no tokens")
     asked = _sampling(said) | {name: said[name] for name in _COMPLETION_SAME if name in said}
     asked |= {"raw": True, "max_tokens": said.get("max_tokens", 16)}
+    alone = _alone(said, "stop", "stop_sequences")
     names = ["prompt"] if isinstance(said["prompt"], str) else [f"prompt.{at}" for at in range(len(prompts))]
     return _several(
         said,
         [
-            _parse(InferenceRequest, asked | {"input_text": prompt}, {"input_text": name})
+            _parse(InferenceRequest, asked | {"input_text": prompt}, {"input_text": name} | alone)
             for name, prompt in zip(names, prompts, strict=True)
         ],
     )
@@ -123,7 +124,7 @@ def embedding(fields: Mapping[str, Any]) -> EmbedRequest:
     if inputs and isinstance(inputs[0], int | list):
         told = "tokens are not supported, they are another model's: send texts"
         refuse("input", f"{told} (LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)")
-    return _parse(EmbedRequest, {"model_name": said["model"], "inputs": inputs})
+    return _parse(EmbedRequest, {"model_name": said["model"], "inputs": inputs}, _alone(said, "input", "inputs"))
 
 
 def rerank(fields: Mapping[str, Any]) -> RerankRequest:
@@ -166,6 +167,11 @@ def _sampling(said: Mapping[str, Any]) -> dict[str, Any]:
         "top_p": said.get("top_p", 1.0),
         "stop_sequences": [stop] if isinstance(stop, str) else stop,
     }
+
+
+def _alone(said: Mapping[str, Any], theirs: str, ours: str) -> dict[str, str]:
+    """How the only text of a list of ours is called, where theirs is that text itself."""
+    return {f"{ours}.0": theirs} if isinstance(said.get(theirs), str) else {}
 
 
 def _turn(at: str, message: Any) -> dict[str, Any]:
@@ -216,6 +222,8 @@ def _call(at: str, call: Any) -> dict[str, Any]:
 
 
 def _tool(at: str, tool: Any) -> dict[str, Any]:
+    if isinstance(tool, dict) and "name" in tool and "function" not in tool:
+        refuse(at, 'must be {"type": "function", "function": {"name": …}}: what is said of the function stands in it')
     told = _object(at, tool, "type", "function")
     if told.get("type") != "function":
         refuse(f"{at}.type", "only tools of type 'function' are supported")
@@ -243,7 +251,10 @@ def _choice(choice: Any) -> str:
     return name
 
 
-def _format(told: Mapping[str, Any]) -> dict[str, Any]:
+def _format(form: Any) -> dict[str, Any]:
+    if isinstance(form, dict) and "schema" in form:
+        refuse("response_format.schema", "is not supported; the schema is response_format.json_schema.schema")
+    told = _object("response_format", form, "type", "json_schema")
     kind = told.get("type")
     if kind != "json_schema" and "json_schema" in told:
         refuse("response_format.json_schema", "goes with the type 'json_schema' only")
@@ -323,6 +334,8 @@ def _theirs(fault: str, names: Mapping[str, str]) -> tuple[str, str]:
     if found is None:
         return "", fault
     head, tail, rest = found.groups()
+    if whole := names.get(f"{head}{tail}"):
+        head, tail = whole, ""
     head = names.get(head, head)
     if head == "tools":
         tail = _OF_FUNCTION.sub(r"\1.function\2", tail)
