@@ -226,6 +226,20 @@ def test_which_way_is_used_is_logged(templated: tuple[Served, dict[str, Wire]]) 
     assert "tools are put to 'bare' by the server" in log
 
 
+@pytest.mark.parametrize("arguments", ["", '{"city', "5", '{"a": 1e999}'])
+@pytest.mark.parametrize("model", ["knowing", "bare"])
+def test_an_earlier_call_may_have_been_cut_short(
+    model: str, arguments: str, templated: tuple[Served, dict[str, Wire]]
+) -> None:
+    wire = templated[1]["grpc"]
+    turns = [*user(QUESTIONS[0])["messages"], {"role": "assistant", "tool_calls": [{"id": "c1", "name": "f"}]}]
+    turns[1]["tool_calls"][0]["arguments"] = arguments
+    turns.append({"role": "tool", "tool_call_id": "c1", "content": "Sunny"})
+    found = wire.call("chat", {"model_name": model, "messages": turns, "max_tokens": 1})
+    assert found.code in ("", "invalid_request" if "1e999" in arguments else ""), found.seen
+    assert wire.info(model).breaker == "closed"
+
+
 def test_without_any_template_calls_are_there_too(templated: tuple[Served, dict[str, Wire]]) -> None:
     asked = ASKED | user(QUESTIONS[0]) | {"model_name": "bare", "tool_choice": "required"}
     (call,) = both(templated[1]["rest"], asked).message.tool_calls

@@ -279,6 +279,14 @@ async def test_a_form_that_is_refused_is_the_fault_of_the_tools(fake: Make, says
     assert error.value.details == details
 
 
+async def test_arguments_that_the_engine_does_not_read_are_the_callers_fault(fake: Make) -> None:
+    engine = fake({"status": 500, "says": "Failed to parse tool call arguments as JSON: [json.exception…] '1e999'"})
+    await engine.start()
+    with pytest.raises(InvalidRequest, match="the arguments of a call in the conversation are no JSON") as error:
+        await text(engine, TALK)
+    assert error.value.details == {"param": "messages"}
+
+
 # --- vectors and scores ---
 async def test_vectors_and_scores_come_in_the_order_of_the_texts(fake: Make) -> None:
     engine = fake({}, task="embed")

@@ -82,6 +82,23 @@ def test_a_turn_is_told_as_openai_writes_it(turn: dict[str, Any], as_told: dict[
 
 
 @pytest.mark.parametrize(
+    ("arguments", "as_told"),
+    [
+        ('{"a":2}', '{"a":2}'),
+        ("", "{}"),
+        (" ", "{}"),
+        ('{"city', '{"arguments": "{\\"city"}'),
+        ("[1]", '{"arguments": "[1]"}'),
+        ('{"a": NaN}', '{"arguments": "{\\"a\\": NaN}"}'),
+    ],
+)
+def test_the_arguments_of_an_earlier_call_are_told_as_an_object(arguments: str, as_told: str) -> None:
+    turn = {"role": "assistant", "tool_calls": [{"id": "1", "name": "add", "arguments": arguments}]}
+    (call,) = told(messages=[USER, turn]).messages[1]["tool_calls"]
+    assert call["function"]["arguments"] == as_told
+
+
+@pytest.mark.parametrize(
     ("fields", "options"),
     [
         ({"top_k": 0, "min_p": 0.0}, {"top_k": 0, "min_p": 0.0}),

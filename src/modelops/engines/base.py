@@ -72,7 +72,8 @@ class EngineSpec:
 class Prompt:
     """One request to an engine. `seed` None means a different answer each time (unless `temperature` is 0).
 
-    `messages`, as OpenAI writes them, are instead of `text` and `system`; `options` are what else the engine is
+    `messages`, as OpenAI writes them, are instead of `text` and `system`, and the arguments of their calls are objects;
+    `options` are what else the engine is
     told, in its own words. `max_tokens` 0: as many as the context has room for. `adapter` is the number of that of the
     spec's adapters which it is answered with; None: with none.
     """

@@ -188,11 +188,8 @@ def _result(name: str, content: str, marked: bool) -> str:
 
 
 def _arguments(text: str) -> str:
-    """JSON of one look, however the model wrote them; a text where they are no JSON."""
-    try:
-        return json.dumps(from_json(text), ensure_ascii=False)
-    except ValueError:
-        return json.dumps(text, ensure_ascii=False) if text.strip() else "{}"
+    """JSON of one look, however the model wrote them."""
+    return json.dumps(from_json(text), ensure_ascii=False)
 
 
 def _joined(*texts: str) -> str:

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is (?:too large to process|larger than the max context size)")
 #: What it says of a schema that it cannot keep to.
 _SCHEMA = re.compile("schema|pattern|grammar", re.IGNORECASE)
+#: What is said, with status 500, of an earlier call whose arguments are JSON that it does not read, as `1e999`.
+_ARGUMENTS = re.compile(r"Failed to parse tool call arguments")
 #: What is said of an answer that its form's own reader does not understand, as where a schema's pattern lets quotes in.
 _UNREADABLE = re.compile(r"produced output that does not match the expected \S+ format")
 _READY_POLL_S = 0.02
@@ -475,6 +477,11 @@ def _refused(spec: EngineSpec, status: int, body: bytes) -> ModelOpsError:
             f"a text has {too_long[1]} tokens, and '{spec.model_name}' is served with a context of "
             f"{spec.context_length}; shorten it, or load the model with a longer context_length",
             details={"limit": "context_length"},
+        )
+    if _ARGUMENTS.search(message):
+        return InvalidRequest(
+            "the arguments of a call in the conversation are no JSON that the engine reads: a number may be too large",
+            details={"param": "messages"},
         )
     if status == 400:
         return InvalidRequest(f"the engine refused the request: {message[:300]}")

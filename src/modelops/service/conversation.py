@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+from pydantic_core import from_json
 
 from modelops.api.chat import CHOICES, Alternative, ChatChunk, ChatRequest, ChatTurn, TokenLogprob, ToolCallPart
 from modelops.api.messages import SEEDS, Request
@@ -68,10 +71,25 @@ def _turn(message: ChatTurn) -> dict[str, Any]:
         turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
             for call in message.tool_calls
         ]
     return turn
+
+
+def _arguments(text: str) -> str:
+    """What was called with, as an object: templates take nothing else. What is none, as of a call that was cut short,
+    stands in one as the text that it is."""
+    try:
+        if isinstance(from_json(text, allow_inf_nan=False), dict):
+            return text
+    except ValueError:
+        pass
+    return json.dumps({"arguments": text}, ensure_ascii=False) if text.strip() else "{}"
 
 
 def _given(request: Request, *names: str) -> dict[str, Any]:
