@@ -136,8 +136,13 @@ Of functions this is told of models whose chat template knows none. Where it kno
 its template has them, and some templates write texts in which anything may stand.
 
 Beside `properties` of its own an object's `additionalProperties` may get names that are no JSON; the answer is an
-error then. A schema that an engine would hang or die of is always refused: a `minLength` above its `maxLength`, a type
-that is named twice, more than 500 properties of one object that are not required, or 500 schemas within each other.
+error then.
+
+Always refused is what an engine would hang or die of, or keep everybody else waiting with: a `minLength` above its
+`maxLength`, a type that is named twice, more than 500 properties of one object that are not required, 500 schemas
+within each other, or 1,000 values of `enum` and schemas of `anyOf` and `oneOf` in all; a `pattern` of more than 5,000
+characters, or with more than 16 parts in a row that may be empty, as `[a-z]?` and `x*` may, repetitions written out.
+So are `true` and `false` in the place of a schema, which an engine does not take: `{{}}` is any value.
 """
 AFTER_OPENAI = """
 ## Errors

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelops.api import pointers
-from modelops.api.patterns import Unreadable, backwards, read
+from modelops.api.patterns import Unreadable, backwards, emptiest, read
 from modelops.api.shapes import ALL, FORMATS, NUMBERS, Schema, among, closed, is_of, key, meant, named, shape
 
 #: What an answer always keeps to: of values of which type → keyword → what there is to know.
@@ -107,8 +107,11 @@ _CLASHING = frozenset(
 )  # in names, beside properties of any other name: they are put into a class as they stand
 _MOST_REPEATED = 2000  # by llama.cpp
 _MOST_OPTIONAL = 500  # properties of an object: its grammar takes the third power of that in time
+_MOST_EMPTY = 16  # parts of a pattern in a row that may be empty: from 24 on one token takes minutes
+_MOST_CHOICES = 1000  # values and schemas to choose from: an engine tries each for each token, with 5000 for seconds
 _DEEPEST = 500  # schemas within each other: an engine's stack holds some thousands
 _MOST_COMPARED = 32  # schemas of a oneOf
+_LONGEST_PATTERN = 5000  # characters: they may be as many alternatives
 _LONGEST_PATH = 400
 _MOST = 10**15  # digits of an integer that has one bound only
 
@@ -135,6 +138,7 @@ class _Walk:
         self._strict = strict
         self._seen: set[str] = set()  # references
         self._meant: dict[str, Any] = {}  # by reference
+        self._choices = 0
         self._left: list[tuple[Any, _Path | None, int]] = [(root, None, 0)]
 
     def all(self) -> None:
@@ -153,9 +157,7 @@ class _Walk:
     def _node(self, schema: Any, path: _Path | None) -> Iterator[tuple[Any, _Path | None]]:
         """What is wrong with a schema itself; the schemas in it."""
         if not isinstance(schema, dict):
-            if self._strict:
-                _fail(path, "must be an object: true and false are no schemas to the engine")
-            return
+            _fail(path, "must be an object, as {} for any value: true and false are no schemas to the engine")
         for winner in ("$ref", "oneOf", "anyOf"):
             if winner in schema:
                 self._alone(schema, path, winner)
@@ -168,7 +170,9 @@ class _Walk:
                 values = [schema[winner]] if winner == "const" else schema[winner]
                 if not isinstance(values, list) or not values:
                     self._refuse(path, winner, "must be a list of values")
-                elif "type" in schema and not all(is_of(value, types) for value in values):
+                    return
+                self._choose(len(values), path, winner)
+                if "type" in schema and not all(is_of(value, types) for value in values):
                     self._refuse(path, winner, "has values that are not of the 'type'")
                 return
         several = isinstance(schema.get("type"), list)
@@ -238,6 +242,8 @@ class _Walk:
         elif not isinstance(value, list) or not value:
             self._refuse(path, keyword, "must be a list of schemas")
         else:
+            if keyword != "allOf":
+                self._choose(len(value), path, keyword)
             if keyword == "oneOf" and self._strict:
                 self._one_of(value, path)
             yield from ((one, (at, str(index))) for index, one in enumerate(value))
@@ -261,6 +267,12 @@ class _Walk:
             schema = self._target(reference)
         self._meant.update(dict.fromkeys(seen, schema))
         return schema
+
+    def _choose(self, among: int, path: _Path | None, keyword: str) -> None:
+        self._choices += among
+        if self._choices > _MOST_CHOICES:
+            why = f"makes more than {_MOST_CHOICES} values of enum and schemas of anyOf and oneOf, all taken together"
+            _fail((path, keyword), why)
 
     def _loops(self, parts: Any, path: _Path | None) -> None:
         """References that lead to each other: in an allOf engines follow them for ever."""
@@ -352,6 +364,11 @@ class _Walk:
             winner = "pattern"
             if isinstance(pattern, str) and backwards(pattern):
                 _fail((path, "pattern"), "has a repetition of which the least is more than the most")
+            if isinstance(pattern, str) and len(pattern) > _LONGEST_PATTERN:
+                _fail((path, "pattern"), f"has more than {_LONGEST_PATTERN} characters")
+            if isinstance(pattern, str) and emptiest(pattern) > _MOST_EMPTY:
+                why = f"has more than {_MOST_EMPTY} parts in a row that may be empty, repetitions written out"
+                _fail((path, "pattern"), why)
             if self._strict:
                 try:
                     read(pattern if isinstance(pattern, str) else "")

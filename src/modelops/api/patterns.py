@@ -7,8 +7,12 @@ that a pattern lets in would make an answer that nobody can read.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _BACKWARDS = re.compile(r"(?<!\\)\{\s*+\+?([0-9]++)[^,{}]*+,\s*+\+?([0-9]++)")
+_PART = re.compile(r"\\.|\[(?:\\.|[^]\\])*+(?:]|\Z)|\((?:\?(?:[:=!]|P?<[=!\w]*>?))?|.", re.DOTALL)
+_AGAIN = re.compile(r"[*+?]|\{\s*+\+?([0-9]{0,9})[^,{}]*+(?:(,)\s*+\+?([0-9]{0,9})[^,{}]*+)?\}")
+_ENDLESS = 4  # times that a repetition without end counts as
 _QUANTIFIER = re.compile(r"[*+?]|\{([0-9]{1,9})(?:(,)([0-9]{1,9})?)?\}")
 _HEX = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 _ESCAPED = frozenset("^$.[]()|{}*+?-")
@@ -16,7 +20,6 @@ _ESCAPED_IN_CLASS = frozenset('[]-\\"')
 _SPECIAL = frozenset("^$.[]()|{}*+?\\")
 _FORBIDDEN = frozenset((*range(0x20), ord('"'), ord("\\"), 0x7F))
 _DEEPEST = 50
-_LONGEST = 5000
 _MOST_REPEATED = 2000
 
 
@@ -29,10 +32,67 @@ def backwards(pattern: str) -> bool:
     return any(int(least[:20]) > int(most[:20]) for least, most in _BACKWARDS.findall(pattern))
 
 
+class _Part(NamedTuple):
+    """A part of a pattern, by the rows in it of parts that may be empty: at its begin, at its end, and the longest."""
+
+    empty: bool = True  # as a whole
+    lead: int = 0
+    trail: int = 0
+    most: int = 0
+
+    def then(self, other: _Part) -> _Part:
+        lead = self.lead + (other.lead if self.empty else 0)
+        trail = other.trail + (self.trail if other.empty else 0)
+        most = max(self.most, other.most, self.trail + other.lead)
+        return _Part(self.empty and other.empty, lead, trail, most)
+
+    def beside(self, other: _Part) -> _Part:
+        empty = self.empty or other.empty
+        return _Part(empty, *(max(pair) for pair in zip(self[1:], other[1:], [int(empty)] * 3, strict=True)))
+
+    def repeated(self, least: int, most: int | None) -> _Part:
+        if self.empty:
+            times = max(least, 1 if self.most == 1 else _ENDLESS) if most is None else most
+            row = self.most * max(times, 1)
+            return _Part(True, row, row, row)
+        row = max(self.most, self.trail + self.lead if most is None or most > 1 else 0)
+        return self._replace(most=row) if least else _Part(True, row + 1, row + 1, row + 1)
+
+
+def emptiest(pattern: str) -> int:
+    """How many parts that may be empty follow each other at most, as often as they may come.
+
+    What an engine tries for one token grows with the power of that. Reads any text as a pattern, as an engine might.
+    """
+    groups: list[tuple[_Part, _Part | None]] = []  # that are open: what came before each, and its alternatives so far
+    before, beside, at = _Part(), None, 0
+    pattern += ")" * pattern.count("(")  # what is left open ends here
+    while found := _PART.match(pattern, at):
+        at = found.end()
+        if found[0].startswith("("):
+            groups.append((before, beside))
+            before, beside = _Part(), None
+            continue
+        if found[0] == "|":
+            before, beside = _Part(), before if beside is None else beside.beside(before)
+            continue
+        part = _Part(empty=False)
+        if found[0] == ")" and groups:
+            part = before if beside is None else beside.beside(before)
+            before, beside = groups.pop()
+        while again := _AGAIN.match(pattern, at):
+            at = again.end()
+            if again[1] is None:
+                part = part.repeated(int(again[0] == "+"), 1 if again[0] == "?" else None)
+            else:
+                least = int(again[1] or 0)
+                part = part.repeated(least, (int(again[3]) if again[3] else None) if again[2] else least)
+        before = before.then(part)
+    return max(before.most, beside.most if beside else 0)
+
+
 def read(pattern: str) -> None:
     """Raise Unreadable unless every text that comes of the engine's grammar matches."""
-    if len(pattern) > _LONGEST:
-        raise Unreadable(f"has more than {_LONGEST} characters")
     if len(pattern) < 2 or pattern[0] != "^" or pattern[-1] != "$":
         raise Unreadable("must begin with '^' and end with '$'")
     reader = _Reader(pattern[1:-1])
