@@ -151,6 +151,15 @@ def test_the_models_own_system_turn_begins_what_has_none() -> None:
     assert told("Be brief.", messages=[{"role": "system"}, USER]).messages[0]["content"] == ""
 
 
+def test_an_empty_last_turn_of_the_assistant_begins_no_answer() -> None:
+    empty = {"role": "assistant", "content": ""}
+    assert told(messages=[USER, empty]).messages == (USER,)
+    assert told(messages=[USER, empty, USER]).messages == (USER, empty, USER)
+    assert told(messages=[empty]).messages == (empty,)
+    call = empty | {"tool_calls": [{"id": "1", "name": "add"}]}
+    assert len(told(messages=[USER, call]).messages) == 2
+
+
 def test_a_piece_is_told_whole() -> None:
     likely = Likely("Hi", -0.25, (72, 105), (Likely("Hi", -0.25, (72, 105)), Likely("Ho", -1.5)))
     piece = Piece("Hi", reasoning="Hm.", calls=(CallPart(1, "7", "add", "{"),), likely=(likely,))

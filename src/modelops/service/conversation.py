@@ -47,6 +47,8 @@ def several(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
 def prompt(request: ChatRequest, system: str = "", stop: tuple[str, ...] = ()) -> Prompt:
     """What the engine is asked. `system` and `stop` are the model's own: they hold where the request brings none."""
     turns = list(map(_turn, request.messages))
+    if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
+        turns.pop()  # nothing to go on with; templates would begin the answer's turn in it once more
     if system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
     return Prompt(
