@@ -38,6 +38,8 @@ def test_what_is_left_out_is_as_documented() -> None:
         {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": True},
         {"tools": [TOOL, {"name": "auto"}], "tool_choice": "auto"},
         {"tool_choice": "none"},
+        {"tools": [TOOL], "tool_choice": "none", "json_schema": "{}"},
+        {"tools": [TOOL], "tool_choice": "none", "json_object": True, "logprobs": True},
         {"json_schema": "{}"},
         {"json_schema": '{"type": "object", "properties": {"ü": {"enum": [1e300, "🌊"]}}}', "logprobs": True},
         {"logprobs": True, "top_logprobs": 20},

@@ -141,10 +141,11 @@ class ChatRequest(Request):
             raise ValueError("tool_choice is auto, none, required or the name of one of the tools")
         if self.tool_choice not in ("auto", "none") and not self.tools:
             raise ValueError("tool_choice wants a function called, and there are no tools")
-        if self.tools and (self.json_schema or self.json_object):
+        offered = self.tools and self.tool_choice != "none"
+        if offered and (self.json_schema or self.json_object):
             name = "json_schema" if self.json_schema else "json_object"
             raise ValueError(f"{name} and tools exclude each other: a call has the form of its function")
-        if self.logprobs and self.tools:
+        if offered and self.logprobs:
             raise ValueError("logprobs and tools exclude each other: what becomes a call is not told token by token")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs are told with logprobs only")
