@@ -287,6 +287,17 @@ async def test_arguments_that_the_engine_does_not_read_are_the_callers_fault(fak
     assert error.value.details == {"param": "messages"}
 
 
+async def test_why_a_template_refuses_a_conversation_is_told(fake: Make) -> None:
+    said = (
+        "Unable to generate parser for this template. " + "… " * 300 + "^\nError: Jinja Exception: Roles must alternate"
+    )
+    engine = fake({"status": 400, "says": said})
+    await engine.start()
+    with pytest.raises(InvalidRequest, match=r"the chat template of 'm' refused .*: Roles must alternate$") as error:
+        await text(engine, TALK)
+    assert error.value.details == {"param": "messages"}
+
+
 # --- vectors and scores ---
 async def test_vectors_and_scores_come_in_the_order_of_the_texts(fake: Make) -> None:
     engine = fake({}, task="embed")

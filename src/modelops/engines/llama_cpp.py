@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is (?:too large to process|larger than the max context size)")
 #: What it says of a schema that it cannot keep to.
 _SCHEMA = re.compile("schema|pattern|grammar", re.IGNORECASE)
+#: What a chat template says of a conversation that it refuses, behind where in it that stands.
+_TEMPLATE = re.compile(r"Jinja Exception: (.+)", re.DOTALL)
 #: What is said, with status 500, of an earlier call whose arguments are JSON that it does not read, as `1e999`.
 _ARGUMENTS = re.compile(r"Failed to parse tool call arguments")
 #: What is said of an answer that its form's own reader does not understand, as where a schema's pattern lets quotes in.
@@ -256,7 +258,7 @@ class Engine:
                 if answer.status != 200:
                     refusal = _refused(self.spec, answer.status, await answer.read_all(_LONGEST_REFUSAL))
                     if "tools" in asked.options and _SCHEMA.search(refusal.message):
-                        refusal.details["param"] = "tools"
+                        refusal.details.setdefault("param", "tools")
                     raise refusal
                 async for event in _events(answer):
                     if "error" in event:
@@ -481,6 +483,11 @@ def _refused(spec: EngineSpec, status: int, body: bytes) -> ModelOpsError:
     if _ARGUMENTS.search(message):
         return InvalidRequest(
             "the arguments of a call in the conversation are no JSON that the engine reads: a number may be too large",
+            details={"param": "messages"},
+        )
+    if status == 400 and (reason := _TEMPLATE.search(message)):
+        return InvalidRequest(
+            f"the chat template of '{spec.model_name}' refused the conversation: {reason[1][:300]}",
             details={"param": "messages"},
         )
     if status == 400:
