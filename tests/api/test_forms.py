@@ -138,6 +138,19 @@ def test_what_an_engine_would_ignore_is_refused_by_its_path(schema: dict[str, An
     assert fault(schema, strict=False) == ""
 
 
+@pytest.mark.parametrize(
+    ("schema", "instead"),
+    [
+        (NUMBER | {"maximum": 1}, "of type 'number': leave it out"),
+        (pattern("^\\d+$"), "'\\d' is no escape that it takes: write [0-9]"),
+    ],
+)
+def test_what_to_do_instead_is_told(schema: dict[str, Any], instead: str) -> None:
+    with pytest.raises(Unkept) as error:
+        check(schema, strict=True)
+    assert error.value.why.endswith(instead)
+
+
 def test_every_keyword_that_is_not_kept_to_is_refused_of_its_type_and_of_any() -> None:
     for keyword, types in forms.NOT_KEPT.items():
         for kind in (None, *types):

@@ -210,7 +210,9 @@ class _Walk:
                 continue
             if keyword not in KEPT.get(kind, {}) or types == ALL:
                 self._refuse(
-                    path, keyword, f"is not kept to by the engine{'' if types == ALL else f', of type {kind!r}'}"
+                    path,
+                    keyword,
+                    f"is not kept to by the engine{'' if types == ALL else f', of type {kind!r}'}: leave it out",
                 )
 
     def _alone(self, schema: Schema, path: _Path | None, winner: str, *others: str) -> None:

@@ -19,6 +19,7 @@ _ESCAPED = frozenset("^$.[]()|{}*+?-")
 _ESCAPED_IN_CLASS = frozenset('[]-\\"')
 _SPECIAL = frozenset("^$.[]()|{}*+?\\")
 _FORBIDDEN = frozenset((*range(0x20), ord('"'), ord("\\"), 0x7F))
+_CLASSES = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "s": "[ ]"}  # what stands for those that have a name
 _DEEPEST = 50
 _MOST_REPEATED = 2000
 
@@ -167,7 +168,8 @@ class _Reader:
             return int(found[1] or found[2], 16)
         escaped = self.text[self.at + 1 : self.at + 2]
         if not escaped or escaped not in known:
-            raise Unreadable(f"'\\{escaped}' is no escape that it takes")
+            instead = f": write {_CLASSES[escaped]}" if escaped in _CLASSES else ""
+            raise Unreadable(f"'\\{escaped}' is no escape that it takes{instead}")
         self.at += 2
         return ord(escaped)
 
