@@ -12,6 +12,7 @@ import pytest
 from chaos.callers import client
 from ggufs import make as make_gguf
 from modelops.api.errors import DiskFull, InsufficientMemory, InvalidRequest, NotFound
+from modelops.api.learning import LearningJob
 from modelops.client import Client
 from support import Served, serving, wait_until
 
@@ -129,6 +130,22 @@ def test_what_never_fits_is_refused_with_the_bill(learning: None, tiny: Path, tm
         assert not list((tmp_path / "learning" / "jobs").iterdir())
 
 
+def test_what_may_never_fit_as_far_as_it_is_guessed_is_warned_of(learning: None, smollm2: Path, tmp_path: Path) -> None:
+    def planned(budget_mb: int) -> LearningJob:
+        folder = tmp_path / str(budget_mb)
+        env = {"MODELOPS_MEMORY__BUDGET_MB": str(budget_mb), "MODELOPS_LEARNING__MAX_PARALLEL_JOBS": "0"}
+        with serving(folder, links=[("smollm2", smollm2)], env=env) as served, client(served) as asked:
+            return asked.create_job("lora", "smollm2", dataset=ROWS, dry_run=True)
+
+    plan = planned(64_000).plan
+    assert plan
+    found = planned(plan.memory_mb - 100)
+    assert found.plan == plan
+    assert any("it may need more memory than there ever is for it" in warning for warning in found.warnings)
+    with pytest.raises(InsufficientMemory):
+        planned(plan.memory_mb // 4)
+
+
 def test_what_does_not_fit_now_is_warned_of_and_not_refused(learning: None, tiny: Path, tmp_path: Path) -> None:
     others = 3000  # MB; 600 are left, of which the reserve is 512
     env = {
@@ -141,6 +158,23 @@ def test_what_does_not_fit_now_is_warned_of_and_not_refused(learning: None, tiny
             (told,) = [warning for warning in job.warnings if "memory" in warning]
             assert told.startswith("it would wait for memory now: 'training' needs ")
             assert f"other programs: {others} MB" in told
+
+
+@pytest.mark.parametrize(
+    ("over_length", "become"), [("refuse", "what ends the job: line 9"), ("drop", "left out: line 9")]
+)
+def test_rows_that_are_surely_too_long_are_warned_of(house: Served, over_length: str, become: str) -> None:
+    rows = [*ROWS, {"prompt": "long " * 2000, "completion": "red"}]
+    with client(house) as asked:
+
+        def warned(max_length: int) -> list[str]:
+            given = {"max_length": max_length, "over_length": over_length}
+            job = asked.create_job("lora", "tiny", dataset=rows, parameters=given, dry_run=True)
+            return [warning for warning in job.warnings if "max_length" in warning]
+
+        (told,) = warned(512)
+        assert told.endswith(become)
+        assert warned(2048) == [], "it may fit: nobody has counted its tokens yet"
 
 
 def test_what_is_doubtful_is_warned_of(house: Served) -> None:

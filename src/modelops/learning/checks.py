@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -23,7 +23,7 @@ from modelops.api.learning import (
     parameters_of,
 )
 from modelops.learning import datasets, support
-from modelops.learning.costs import cost
+from modelops.learning.costs import Cost, cost
 from modelops.learning.datasets import Dataset, Example, Preference
 from modelops.learning.evaluate import check as check_judged
 from modelops.learning.folders import HELD_OUT, REGRESSION, TRAIN
@@ -31,7 +31,7 @@ from modelops.learning.room import gpu_bytes
 from modelops.serving.catalog import Catalog, Version
 from modelops.serving.devices import Machine
 from modelops.serving.gguf import Header, read_header
-from modelops.serving.placement import Bill
+from modelops.serving.placement import Bill, Plan
 from modelops.serving.pool import Pool
 from modelops.settings import Settings
 
@@ -40,6 +40,7 @@ _BYTES_PER_TOKEN = 3.0
 _TURN_TOKENS = 6  # what a chat template puts around a turn
 #: What parts the texts of a chat template from its code.
 _CODE = re.compile(r"""['"]|\{[{%#]-?|-?[}%#]\}""")
+_SURELY = 2.5  # times max_length: so much longer a row is guessed to be that it is too long
 _MOST_TOLD = 5
 
 
@@ -94,7 +95,12 @@ async def check(
         if version.base:
             raise InvalidRequest(f"'{version.model_name}' is an adapter; train the model that it was made for")
         await asyncio.to_thread(support.check, version.file)
-        plan, disk, short = await _trained(parameters, header, plan, tokens, longest, disk, pool, settings, machine)
+        warnings += tuple(_too_long(rows[TRAIN], sizes, parameters))
+        bare = row_tokens(rows[TRAIN], "")
+        least = sum(bare), max(bare)
+        plan, disk, short = await _trained(
+            parameters, header, plan, (tokens, longest), least, disk, pool, settings, machine
+        )
         warnings += (short,) if short else ()
     return Checked(
         version=version,
@@ -116,32 +122,40 @@ async def _trained(
     parameters: TrainParameters,
     header: Header,
     plan: JobPlan,
-    tokens: int,
-    longest: int,
+    guessed: tuple[int, int],
+    least: tuple[int, int],
     disk: int,
     pool: Pool,
     settings: Settings,
     machine: Machine,
 ) -> tuple[JobPlan, int, str]:
-    """The plan, bytes of disk, and a warning where the memory is not free now, else nothing."""
+    """The plan, bytes of disk, and a warning where the memory is not free now, else nothing. Tokens of all rows, and of
+    the longest, are given as they are guessed, and as they are at least."""
     threads = settings.learning.threads or machine.cores
-    longest = min(longest, parameters.max_length)
-    sizes = {"rows": plan.rows, "longest": longest, "tokens": tokens}
-    device = (
-        "cuda"
-        if gpu_bytes(settings, machine, pool, cost(header, parameters, **sizes, threads=threads, device="cuda"))
-        else "cpu"
-    )
-    needed = cost(header, parameters, **sizes, threads=threads, device=device)
-    on_gpu = needed.memory_bytes if device == "cuda" else 0
-    found = pool.preview_loan("training", 0 if on_gpu else needed.memory_bytes, on_gpu)
+
+    def costs(of: tuple[int, int], device: Literal["cpu", "cuda"]) -> Cost:
+        tokens, longest = of
+        sizes = {"rows": plan.rows, "longest": min(longest, parameters.max_length), "tokens": tokens}
+        return cost(header, parameters, **sizes, threads=threads, device=device)
+
+    device: Literal["cpu", "cuda"]
+    device = "cuda" if gpu_bytes(settings, machine, pool, costs(guessed, "cuda")) else "cpu"
+
+    def asked(needed: Cost) -> Plan | Bill:
+        on_gpu = needed.memory_bytes if device == "cuda" else 0
+        return pool.preview_loan("training", 0 if on_gpu else needed.memory_bytes, on_gpu)
+
+    needed = costs(guessed, device)
+    found, short = asked(needed), ""
     # What models in use, and other programs, hold now may be free when the job's turn comes.
-    short = ""
     if isinstance(found, Bill):
         bill = f"{found.sentence('training')}; a smaller batch_size, max_length or rank takes less"
-        if found.never:
-            raise InsufficientMemory(bill, details=found.details())
         short = f"it would wait for memory now: {bill}"
+        if found.never:
+            certain = asked(costs(least, device))
+            if isinstance(certain, Bill) and certain.never:
+                raise InsufficientMemory(bill, details=found.details())
+            short = f"it may need more memory than there ever is for it, and fails then: {bill}"
     steps = parameters.steps or math.ceil(plan.rows * parameters.epochs / parameters.batch_size)
     told = {
         "steps": steps,
@@ -280,6 +294,15 @@ def _warnings(rows: Mapping[str, Rows], *, trains: bool) -> list[str]:
     if trains and HELD_OUT not in rows:
         told.append("without eval_dataset nobody will know whether it has become better")
     return told
+
+
+def _too_long(rows: Rows, sizes: Sequence[int], parameters: TrainParameters) -> Iterator[str]:
+    """A warning where rows are surely longer than they may be: their sizes are guessed, and may be half of that."""
+    most = parameters.max_length
+    if found := [rows.rows[at].line for at, size in enumerate(sizes) if size > _SURELY * most]:
+        lines = ", ".join(map(str, found[:_MOST_TOLD])) + (" and more" if len(found) > _MOST_TOLD else "")
+        become = "left out" if parameters.over_length == "drop" else "what ends the job"
+        yield f"rows that seem to be longer than max_length, {most} tokens, will be {become}: line {lines}"
 
 
 def _lines(pairs: Sequence[tuple[int, int]]) -> str:
