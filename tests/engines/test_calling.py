@@ -74,6 +74,15 @@ def test_tools_become_a_form_and_are_told_in_the_system_turn() -> None:
     assert "response" not in found.messages[0]["content"]
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_with_tools_an_answer_that_was_begun_does_not_go_on(choice: str) -> None:
+    begun = (HELLO, {"role": "assistant", "content": "It is"})
+    with pytest.raises(InvalidRequest, match="end with a turn of the user") as refused:
+        calling.spelled(replace(PROMPT, messages=begun, options={"tools": [ADD], "tool_choice": choice}))
+    assert refused.value.details == {"param": "messages"}
+    assert calling.spelled(replace(PROMPT, messages=begun)).messages == begun
+
+
 @pytest.mark.parametrize(
     "messages", [(HELLO,), ({"role": "system", "content": ""}, HELLO, {"role": "assistant", "content": "Hi"}, HELLO)]
 )

@@ -171,6 +171,7 @@ def test_nothing_is_suggested_that_is_refused_itself(name: str) -> None:
         ),
         (form(strict=True), "response_format.json_schema.schema.properties.n.maximum", "is not kept to by the engine"),
         (form({"not": {}}, strict=True), "response_format.json_schema.schema.not", "is not kept to by the engine"),
+        (form({"not": {}}, strict=True), "response_format.json_schema.schema.not", "; or leave out 'strict'"),
         (form(strict="yes"), "response_format.json_schema.strict", "true or false"),
         (form(DEADLY), "response_format", "minLength: is more than maxLength"),
         (

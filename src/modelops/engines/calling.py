@@ -67,7 +67,7 @@ def spelled(prompt: Prompt) -> Prompt:
     """`prompt` without anything that only a template with tools shows; the same one where there is nothing of that.
 
     Stop sequences are left to the reader: the engine would look for them in the form too. Raises InvalidRequest where
-    a function's parameters refer to what is not there.
+    a function's parameters refer to what is not there, or an answer is to go on that has no such form.
     """
     if not prompt.messages:
         return prompt
@@ -77,6 +77,12 @@ def spelled(prompt: Prompt) -> Prompt:
     turns = list(plain(prompt.messages, bool(tools), in_form=bool(tools) and choice == "auto"))
     if not tools:
         return replace(prompt, messages=tuple(turns), options=options)
+    if prompt.messages[-1]["role"] == "assistant":
+        raise InvalidRequest(
+            "the last turn is the assistant's, and with tools this model cannot go on with it; end with a turn of the "
+            "user, or leave out the tools",
+            details={"param": "messages"},
+        )
     schema = form(tools, choice == "auto", several)
     options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     told = description(tools, choice == "auto", several)

@@ -65,18 +65,22 @@ CHAT: Fields = {
     "messages": _supported(
         "up to 1,000, of the roles `system`, `developer` (as `system`), `user`, `assistant` with `tool_calls`, `tool`; "
         "content: a text, or parts of type `text`, one a line. `name` is shown where the model's template does; it has "
-        "up to 128 characters, as `tool_call_id`. Where the last one is an assistant's, the answer goes on with it. Of "
+        "up to 128 characters, as `tool_call_id`. Where the last one is an assistant's, the answer goes on with it, "
+        "but not with `tools` that the model's chat template does not know. Of "
         "an assistant's, `reasoning_content` is accepted without effect, and so is what OpenAI's client adds: "
         "`parsed`, `parsed_arguments`, `index`"
     ),
     "max_completion_tokens": _supported("by default as many as the context has room for"),
     "max_tokens": _supported("the older name of `max_completion_tokens`"),
     **_SAMPLING,
-    "logprobs": _supported("of a character that several tokens make up, the engine tells the last one only"),
+    "logprobs": _supported(
+        "of a character that several tokens make up, and of a text that might have become one of `stop`, the engine "
+        "tells the last token only: `token` is all of it then"
+    ),
     "top_logprobs": _supported("0 to 20; with `logprobs` only"),
     "response_format": _supported(
-        "`text`, `json_object`, `json_schema`: with `strict` the answer always has [its form](#schemas); no schema "
-        "together with `tools`"
+        "`text`, `json_object`, `json_schema`: with `strict` the answer always has [its form](#schemas); none "
+        "together with `tools`, but for `tool_choice` `none`"
     ),
     "tools": _supported(
         "up to 128, of type `function`. Also of models whose chat template knows no tools: [how](api.md#functions). "

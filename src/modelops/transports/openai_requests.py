@@ -5,6 +5,7 @@ What a value may be is our own types' to check; here it is only looked at as far
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -280,8 +281,16 @@ def _schema(at: str, schema: Any, holder: Mapping[str, Any]) -> str:
         try:
             check(schema, strict=True)
         except Unkept as error:
-            refuse(f"{at}.{error.path}" if error.path else at, error.why)
+            refuse(f"{at}.{error.path}" if error.path else at, f"{error.why}{_loosely(schema)}")
     return json.dumps(schema)
+
+
+def _loosely(schema: dict[str, Any]) -> str:
+    """What else could be done about a schema that is refused where it is strict."""
+    with contextlib.suppress(Unkept):
+        check(schema, strict=False)
+        return "; or leave out 'strict'"
+    return ""
 
 
 def _object(at: str, value: Any, *known: str) -> dict[str, Any]:
