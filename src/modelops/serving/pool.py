@@ -237,7 +237,7 @@ class Pool(EngineRoom):
             raise DeadlineExceeded(f"the time ran out while '{name}' {version.label} was prepared") from None
         self._catalog.version(name, version.label)  # it may have been removed meanwhile
         ticket = next(self._tickets)
-        event = Swap(ticket, name, build.candidate, _residency(build.wish, self._settings), drain_first)
+        event = Swap(ticket, name, build.candidate, build.wish.residency(self._settings.models.keep_alive), drain_first)
         swapping = self._tasks.start(f"swap {name}", self._swap(event, version, began), expected=(ModelOpsError,))
         await asyncio.wait([swapping], timeout=max(0.0, deadline - self._loop.time()))
         if not swapping.done():
@@ -278,7 +278,7 @@ class Pool(EngineRoom):
         if not self.at_rest(name) or self.current(name) is not running:
             return False
         ticket = next(self._tickets)
-        event = Swap(ticket, name, build.candidate, _residency(build.wish, self._settings), drain_first)
+        event = Swap(ticket, name, build.candidate, build.wish.residency(self._settings.models.keep_alive), drain_first)
         await self._wait(ticket, event, None, f"waiting for the adapters of '{name}'")
         self._metrics.observe(SWAP_DURATION, time.perf_counter() - began, name)
         return True
@@ -290,7 +290,7 @@ class Pool(EngineRoom):
         if model is None or (model.phase == "available" and model.breaker.until is None):
             self._catalog.active(name)
             raise Conflict(f"'{name}' is not loaded")
-        held = sum(self._held(name).values())
+        held = sum(self._scheduler.books.held(name).values())
         ticket = next(self._tickets)
         await self._wait(ticket, Unload(ticket, name, force), deadline, f"unloading '{name}'")
         await self._noted()
@@ -397,7 +397,7 @@ class Pool(EngineRoom):
         if running:
             version = self._catalog.known(running.build.version)
         usage = self._meter.total(name)
-        return view_of(version, model, running, self._held(name), usage, self._loop.time())
+        return view_of(version, model, running, self._scheduler.books.held(name), usage, self._loop.time())
 
     def resident(self, name: str) -> bool:
         """Whether `name` is loaded, or on its way to be, or to go."""
@@ -470,7 +470,7 @@ class Pool(EngineRoom):
         running = self.current(name)
         if running and running.build.candidate == build.candidate:
             running.build = build
-        self._dispatch(Register(name, build.candidate, _residency(joined, self._settings)))
+        self._dispatch(Register(name, build.candidate, joined.residency(self._settings.models.keep_alive)))
         if model.wanted:
             self._noting = self._remember(name, joined)
 
@@ -481,7 +481,7 @@ class Pool(EngineRoom):
         model = self._scheduler.models.get(name)
         self._catalog.version(name, version.label)  # it may have been removed meanwhile
         if model is None or model.phase in ("available", "failed"):
-            self._dispatch(Register(name, build.candidate, _residency(wish, self._settings)))
+            self._dispatch(Register(name, build.candidate, wish.residency(self._settings.models.keep_alive)))
 
     async def _build(self, version: Version, wish: Wish, chosen: Version | None = None) -> Build:
         models = self._scheduler.models.values()
@@ -495,17 +495,3 @@ class Pool(EngineRoom):
         del self._waiting[ticket], self._spans[ticket]
         if not future.cancelled():
             future.exception()  # the model's own state tells it
-
-    def _held(self, name: str) -> dict[str, int]:
-        """Bytes that the ledger holds for all engines of `name`, for each device."""
-        held: dict[str, int] = {}
-        for engine in self._scheduler.engines.values():
-            if engine.model == name:
-                for device, size in self._scheduler.ledger.reserved.get(engine.number, {}).items():
-                    held[device] = held.get(device, 0) + size
-        return held
-
-
-def _residency(wish: Wish, settings: Settings) -> Residency:
-    keep = settings.models.keep_alive if wish.keep_alive_s is None else wish.keep_alive_s
-    return Residency(keep if keep >= 0 else None, wish.pinned)

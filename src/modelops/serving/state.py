@@ -247,6 +247,15 @@ class Books:
             free[HOST] = min(free.get(HOST, 0), self.budget - self.ledger.total(HOST))
         return free
 
+    def held(self, name: str) -> dict[str, int]:
+        """Bytes that the ledger holds for all engines of `name`, for each device."""
+        held: dict[str, int] = {}
+        for engine in self.engines.values():
+            if engine.model == name:
+                for device, size in self.ledger.reserved.get(engine.number, {}).items():
+                    held[device] = held.get(device, 0) + size
+        return held
+
     def most(self, room: Room) -> dict[str, int]:
         """What could be reserved on each device if nothing were, and other programs held nothing."""
         free = freed(self.free(room), self.ledger.reserved.values())

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modelops.engines.base import CacheType, FlashAttention, Speculation
+from modelops.serving.events import Residency
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Wish:
         """What it says of slots, cache type and tuning, by name; what is left to the settings is not in it."""
         named = {"slots": self.slots, "cache_type": self.cache_type, **asdict(self.tuning)}
         return {name: value for name, value in named.items() if value}
+
+    def residency(self, keep_alive_s: float) -> Residency:
+        """How long the model stays; `keep_alive_s` where it does not say, a negative one for ever."""
+        keep = keep_alive_s if self.keep_alive_s is None else self.keep_alive_s
+        return Residency(keep if keep >= 0 else None, self.pinned)
 
     def joined(self, later: Wish) -> Wish:
         """As it is, for one that comes while it is loaded: pinned where either is, with the keep-alive that was said
