@@ -122,7 +122,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_bill(
             assert answer.details["needed_mb"] in answer.message
         assert bills[0] == bills[1] == bills[2]
         assert int(bills[0].pop("needed_mb")) > 1
-        sums = {"free_mb": "1", "reserved_mb": "0", "evictable_mb": "0"}
+        sums = {"free_mb": "1", "reserved_mb": "0", "evictable_mb": "0", "others_mb": "0"}
         assert bills[0] == sums | {f"{key}.cpu": value for key, value in sums.items()}
         # It is refused, not broken: nothing was started, and the state says so.
         assert clients["rest"].call("get_model", {"model_name": "m"}).result.status == "available"

@@ -158,7 +158,7 @@ def check(program: Program, served: Served, client: Client, folder: Path) -> Non
         env = environment(served.rest, CURL_HOME=str(folder))
         process = subprocess.Popen(argv(program, code), cwd=folder, env=env, stdout=said, stderr=complained)
         try:
-            wait_until(lambda: has_ended(process, client), 60, "the end of the program")
+            wait_until(lambda: has_ended(process, client, waiting=program.of_jobs), 60, "the end of the program")
         finally:
             process.kill()
             status = process.wait()
@@ -184,8 +184,8 @@ def argv(program: Program, code: str) -> list[str]:
     return ["bash", "-e", "-c", f'modelops() {{ "{sys.executable}" -m modelops.cli "$@"; }}\n{code}']
 
 
-def has_ended(process: subprocess.Popen[bytes], client: Client) -> bool:
-    """Whether it has; jobs that wait are cancelled, so that whoever watches one sees its end."""
-    for job in client.list_jobs("pending"):
+def has_ended(process: subprocess.Popen[bytes], client: Client, *, waiting: bool) -> bool:
+    """Whether it has; jobs that are `waiting` for ever are cancelled, so that whoever watches one sees its end."""
+    for job in client.list_jobs("pending") if waiting else ():
         client.cancel_job(job.job_id)
     return process.poll() is not None

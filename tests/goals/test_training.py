@@ -130,8 +130,15 @@ def test_a_goal_that_is_cancelled_leaves_nothing(served: Served, step: str) -> N
 
 def test_a_model_that_is_removed_ends_the_goal(learning: None, tiny: Path, tmp_path: Path) -> None:
     with serving(tmp_path, links=[("tiny", tiny)], env=ENV) as served, asking(served) as asked:
-        goal_id = wished(asked, parameters=LONG).goal_id
-        at(asked, goal_id, "train")
+        learning_goal = wished(asked, parameters=LONG).goal_id
+        job_id = str(at(asked, learning_goal, "train").steps[-1].result["job_id"])
+        asked.unload("tiny", force=True)
+        with pytest.raises(Conflict, match=f"by the learning job {job_id}; cancel that"):
+            asked.remove("tiny")
+        asked.cancel_goal(learning_goal)
+        ended(asked, learning_goal)
+        goal_id = wished(asked, watch_seconds=60.0).goal_id
+        at(asked, goal_id, "promote")
         asked.unload("tiny", force=True)
         asked.remove("tiny")
         goal = ended(asked, goal_id)

@@ -103,7 +103,7 @@ class AvailabilityObjective(Request):
 
     type: Literal["availability"]
     models: list[Name] = Field(min_length=1, max_length=64)
-    until: Moment | None = Field(None, description="The goal is completed then; else it ends when it is cancelled.")
+    until: Moment | None = Field(None, description="When its time is over; else it ends when it is cancelled.")
     probe_seconds: float = Field(5.0, ge=0.5, le=3600, allow_inf_nan=False, description="Between two probes.")
     probe_timeout_seconds: float = Field(30.0, ge=0.1, le=600, allow_inf_nan=False)
 
