@@ -104,7 +104,8 @@ def test_a_goal_whose_coordinator_is_killed_in_every_step_goes_on_and_does_nothi
             killed.append(action)
     goal = life.ended()
     assert {"baseline", "train", "promote"} <= set(killed)
-    assert goal.attempts == len(killed) + 1
+    late = killed[-1] == "confirm" and goal.attempts == len(killed)  # it had just ended when it was killed last
+    assert late or goal.attempts == len(killed) + 1
 
 
 if KILLS:  # in the long run only: each takes a minute or two

@@ -230,14 +230,14 @@ def _thrown(goal: Goal) -> int:
         ({"workload": {"requests": [{"input_text": " "}]}}, InvalidRequest, "not empty"),
         ({"workload": {"requests": [{"input_text": "a", "max_tokens": 0}]}}, InvalidRequest, "1 or more"),
         (
-            {"workload": {"requests": [*REQUESTS, *REQUESTS, {"input_text": "word " * 27_000}]}},
+            {"workload": {"requests": [*REQUESTS, *REQUESTS, {"input_text": "word " * 60_000}]}},
             InvalidRequest,
-            "requests, 3: about 33750 tokens of prompt and 128 of answer are more than the context of 32768",
+            "requests, 3: at least 37500 tokens of prompt and 128 of answer are more than the context of 32768",
         ),
         (
             {"workload": {"requests": [{"input_text": "a" * 40, "max_tokens": 100_000}]}},
             InvalidRequest,
-            "requests, 1: about 10 tokens of prompt and 100000 of answer",
+            "requests, 1: at least 5 tokens of prompt and 100000 of answer",
         ),
         ({"max_memory_mb": 1}, InvalidRequest, r"max_memory_mb: no way of running 'm' .* less than [2-9]\d MB"),
         ({"draft_model_name": "nothing"}, NotFound, "no model"),
