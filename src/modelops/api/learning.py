@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from modelops.api.errors import InvalidRequest
-from modelops.api.messages import Name, Request, Response, Text
+from modelops.api.messages import MODEL_NAME, Name, Request, Response, Text
 
 JobType = Literal["lora", "dpo", "evaluate"]
 JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -111,7 +111,7 @@ class CreateJobRequest(Request):
     output_model_name: Text = Field(
         "",
         max_length=128,
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._:@+-]*)?$",
+        pattern=rf"^({MODEL_NAME})?$",
         description="MODEL:NAME publishes an adapter, which the model's own engine serves under that name; any other "
         "name a whole model; empty: a whole model, as the next version of `model_name`.",
     )

@@ -96,10 +96,8 @@ async def check(
             raise InvalidRequest(f"'{version.model_name}' is an adapter; train the model that it was made for")
         await asyncio.to_thread(support.check, version.file)
         warnings += tuple(_too_long(rows[TRAIN], sizes, parameters))
-        bare = row_tokens(rows[TRAIN], "")
-        least = sum(bare), max(bare)
         plan, disk, short = await _trained(
-            parameters, header, plan, (tokens, longest), least, disk, pool, settings, machine
+            parameters, header, plan, (tokens, longest), rows[TRAIN], disk, pool, settings, machine
         )
         warnings += (short,) if short else ()
     return Checked(
@@ -123,14 +121,14 @@ async def _trained(
     header: Header,
     plan: JobPlan,
     guessed: tuple[int, int],
-    least: tuple[int, int],
+    rows: Rows,
     disk: int,
     pool: Pool,
     settings: Settings,
     machine: Machine,
 ) -> tuple[JobPlan, int, str]:
-    """The plan, bytes of disk, and a warning where the memory is not free now, else nothing. Tokens of all rows, and of
-    the longest, are given as they are guessed, and as they are at least."""
+    """The plan, bytes of disk, and a warning where the memory is not free now, else nothing. `guessed` are the
+    tokens of all rows, and of the longest."""
     threads = settings.learning.threads or machine.cores
 
     def costs(of: tuple[int, int], device: Literal["cpu", "cuda"]) -> Cost:
@@ -152,7 +150,8 @@ async def _trained(
         bill = f"{found.sentence('training')}; a smaller batch_size, max_length or rank takes less"
         short = f"it would wait for memory now: {bill}"
         if found.never:
-            certain = asked(costs(least, device))
+            least = await asyncio.to_thread(row_tokens, rows, "")
+            certain = asked(costs((sum(least), max(least)), device))
             if isinstance(certain, Bill) and certain.never:
                 raise InsufficientMemory(bill, details=found.details())
             short = f"it may need more memory than there ever is for it, and fails then: {bill}"
