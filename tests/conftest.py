@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ import tiny_llama
 from modelops import settings
 from modelops.serving import sources
 from support import Served, need_packages, serving
+
+
+def pytest_configure() -> None:
+    # A shell has what it starts in the background ignore it, and so would the programs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench.gateway import quantile
 
 BENCH = Path(__file__).parents[2] / "bench" / "gateway.py"
 ARMS = ["engine", "rest", "rest-stream", "grpc", "grpc-stream", "zmq"]
+
+
+def test_quantiles_are_of_values_in_any_order() -> None:
+    values = [7.0, 1.0, 9.0, 3.0]
+    assert [quantile(values, share) for share in (0.0, 0.25, 0.5, 0.95, 1.0)] == [1.0, 1.0, 3.0, 9.0, 9.0]
+    assert values == [7.0, 1.0, 9.0, 3.0]
 
 
 @pytest.mark.engine
