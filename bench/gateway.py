@@ -340,7 +340,6 @@ async def one_client(arms: Arms, names: Sequence[str], load: Load, coordinator: 
 
 def sampled(latencies: list[float], tokens: int, seconds: float, cpu_seconds: float) -> Sample:
     """The figures of one arm in one round."""
-    latencies.sort()
     return Sample(
         p50=quantile(latencies, 0.50),
         p99=quantile(latencies, 0.99),

@@ -196,7 +196,7 @@ async def overload(served: Served, asked: argparse.Namespace) -> None:
     finally:
         await clients.close()
     both = (before + after) / 2
-    admitted = sorted(outcome.took_s for outcome in found if not outcome.code)
+    admitted = [outcome.took_s for outcome in found if not outcome.code]
     bound = (asked.queue + asked.slots) / both
     print(f"\ncapacity: {before:.2f} requests/s before, {after:.2f} after; {rate / both:.1f} times that was asked")
     print(f"goodput: {good:.2f} requests/s, {good / both:.3f} of the capacity")
@@ -209,7 +209,7 @@ async def overload(served: Served, asked: argparse.Namespace) -> None:
     )
     for transport in clients.ways:
         mine = [outcome for outcome in found if outcome.transport == transport]
-        refused = sorted(outcome.took_s * 1000 for outcome in mine if outcome.code == "overloaded")
+        refused = [outcome.took_s * 1000 for outcome in mine if outcome.code == "overloaded"]
         codes = Counter(outcome.code for outcome in mine)
         other = {code: count for code, count in codes.items() if code not in ("", "overloaded")}
         print(

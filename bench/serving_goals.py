@@ -176,7 +176,7 @@ def table(rounds: Sequence[Sequence[Measured]]) -> str:
     ]
     for number, name in enumerate(ARMS):
         own = [each[number] for each in rounds]
-        ratios = sorted(each[number].requests_per_second / each[0].requests_per_second for each in rounds)
+        ratios = [each[number].requests_per_second / each[0].requests_per_second for each in rounds]
         lines.append(
             f"| {name} | {median(one.requests_per_second for one in own):.3f} "
             f"| {median(one.tokens_per_second for one in own):.1f} "

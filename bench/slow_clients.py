@@ -50,7 +50,7 @@ def everybody(clients: dict[str, Wire], seconds: float) -> dict[str, list[float]
     """The same over all transports at once."""
     with ThreadPoolExecutor(len(clients)) as threads:
         running = {name: threads.submit(asked, wire, seconds) for name, wire in clients.items()}
-        return {name: sorted(one.result()) for name, one in running.items()}
+        return {name: one.result() for name, one in running.items()}
 
 
 def measure(served: Served, options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from modelops.client import Client
 from modelops.goals.asked import requests_of
 from modelops.goals.doing import REQUESTS as REQUESTS_FILE
 from modelops.goals.doing import Tools
+from modelops.goals.narrowing import MOST_AGAIN
 from modelops.goals.sampling import turns
 from modelops.goals.space import Way
 from modelops.goals.targets import Probed, ServingFacts
@@ -173,6 +174,7 @@ def test_after_kills_nothing_is_measured_twice(tmp_path: Path) -> None:
         assert actions(goal) == ["measure"] * 4 + ["apply"]
         wait_until(lambda: slots(asked) == 1, what="the way that was chosen")
     assert sum(len(_samples(step.result)) for step in steps_once(goal)) == 1 + 3 + 3 + 10
+    assert len(goal.steps) - len(steps_once(goal)) <= MOST_AGAIN
     samples_made = sum(len(_samples(step.result)) for step in goal.steps)
     told = {sample["requests_per_second"] for step in goal.steps for sample in _samples(step.result)}
     assert {sample["requests_per_second"] for sample in notes.values()} <= told, "what was measured is what counts"
