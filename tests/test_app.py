@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+import forked
+import kept_jobs
 from modelops.app import StartError, running
 from modelops.client import Client
 from modelops.settings import Settings
-from support import serving, tiny_gguf
+from modelops.store.jobs import JobQueries, JobRow
+from support import serving, tiny_gguf, wait_until
 
 START_S = 5.0  # the promise is 2 s on a machine that does nothing else
 
@@ -182,3 +188,38 @@ def test_models_named_at_the_start_may_be_ones_that_were_loaded_before(tmp_path:
     with serving(tmp_path, load=["m", "n", "n"], fake=fake) as served, Client(served.rest) as client:
         models = {model.model_name: (model.status, model.slots) for model in client.models()}
         assert models == dict.fromkeys(("m", "n", "o"), ("loaded", 3))
+
+
+def test_a_stop_while_models_come_back_leaves_learning_jobs_in_the_queue(tmp_path: Path) -> None:
+    waiting = replace(kept_jobs.JOB, model_name="m", status="pending", result={}, completed_at=None, attempts=0)
+    kept_jobs.keep(tmp_path, waiting, ())
+    tiny_gguf(tmp_path / "models" / "m.gguf")
+    (tmp_path / "models.toml").write_text("[m]\npreload = true")
+    engine, asked, goes_on, log = (tmp_path / name for name in ("engine", "asked", "goes-on", "log.txt"))
+    engine.write_text(f"#!/bin/sh\ntouch {asked}\nwhile [ ! -e {goes_on} ]; do sleep 0.01; done\n")
+    engine.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MODELOPS_")} | {
+        "PYTHONWARNINGS": "error",
+        "MODELOPS_DATA_DIR": str(tmp_path),
+        "MODELOPS_ENGINE__EXECUTABLE": str(engine),
+        "MODELOPS_MODELS__CATALOGUE": str(tmp_path / "models.toml"),
+        "MODELOPS_SERVER__DRAIN_NOTICE_S": "1",  # in which a job that is begun all the same would fail
+    }
+    argv = ["serve", "--rest-port=0", "--grpc-port=0", "--zmq-port=0"]
+    with log.open("w") as stderr, Path(os.devnull).open("r+") as nothing:
+        process = forked.start(argv, env, stdin=nothing, stdout=nothing, stderr=stderr)
+        try:
+            wait_until(asked.exists, what="the engine to be asked what the model takes")
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "finishing what has been accepted" in log.read_text(), what="the end to begin")
+            goes_on.touch()
+            assert process.wait(15) == 0
+        finally:
+            process.kill()
+    kept: list[JobRow] = []
+
+    async def read(queries: JobQueries) -> None:
+        kept.extend(await queries.all())
+
+    asyncio.run(kept_jobs.written(tmp_path, read))
+    assert [(row.status, row.attempts, row.error) for row in kept] == [("pending", 0, "")]

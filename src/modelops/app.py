@@ -74,6 +74,7 @@ class Running:
     residents: Residents
     learning: Learning
     pursuit: Pursuit
+    beginning: Tasks
     rest: RestServer
     grpc: GrpcServer
     zmq: ZmqServer
@@ -119,8 +120,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         parts = Parts(settings, catalog, machine, pool, arrivals, quantised, callers, metrics, tracing, jobs, goals)
         coordinator = Coordinator(parts)
         stack.callback(coordinator.close)
-        watching = Tasks("watch")
+        watching, beginning = Tasks("watch"), Tasks("begin")
         stack.push_async_callback(watching.close)
+        stack.push_async_callback(beginning.close)
         watching.start("event loop", _watch_loop(metrics))
         server = settings.server
         rest = RestServer(coordinator, listening, server.rest_port)
@@ -142,12 +144,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             watching.start("certificate", _keep_fresh(listening.certificate))
         rows = await residents.queries.all() if settings.models.restore else []
         residents.restore(catalog, pool, rows)
-        watching.start("learning and goals", _begin(residents, learning, pursuit))
+        beginning.start("learning and goals", _begin(residents, learning, pursuit))
         try:
-            yield Running(coordinator, pool, residents, learning, pursuit, rest, grpc, zmq)
+            yield Running(coordinator, pool, residents, learning, pursuit, beginning, rest, grpc, zmq)
         finally:
             coordinator.draining = True
             await grpc.drain()
+            await beginning.close()  # or it would begin what is closed here
             await pursuit.close()
             await learning.close()  # what is under way goes back to the queue, before its engines and leases end
             await arrivals.close()
@@ -193,6 +196,7 @@ async def serve(settings: Settings, load: Sequence[str], ready: Callable[[Runnin
 async def _drain(parts: Running, settings: Settings) -> None:
     """Finish what was accepted; whoever asks meanwhile is refused, and so knows before its connection is closed."""
     noticed = asyncio.get_running_loop().time() + settings.server.drain_notice_s
+    await parts.beginning.close()  # what has not begun yet does not any more
     await parts.pursuit.close()
     await parts.learning.close()  # it goes on after the restart
     await parts.pool.drain(settings.server.drain_s)

@@ -113,6 +113,18 @@ async def test_nothing_is_begun_where_none_is_let(queries: GoalQueries) -> None:
     assert row and (row.status, row.attempts) == ("pending", 0)
 
 
+async def test_who_was_closed_begins_nothing(queries: GoalQueries) -> None:
+    await queries.add(GOAL)
+    await queries.add(replace(GOAL, id="claimed"))
+    claimed = await queries.claim("here", time.time(), 1000.0)
+    assert claimed
+    doer = Doer(queries, forever)
+    await doer.close()
+    await doer.start()
+    assert (doer.begun, len(doer._tasks)) == ({}, 0)
+    assert await queries.get(claimed.id) == claimed, "it is another start's to take back"
+
+
 async def test_who_is_told_of_something_new_does_not_wait(queries: GoalQueries) -> None:
     async with working(queries, forever) as doer:
 

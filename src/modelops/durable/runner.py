@@ -45,6 +45,7 @@ class Runner(ABC, Generic[R, W]):
         self._at_once = at_once
         self._changed = changed
         self._tasks = Tasks(name)
+        self._closed = False
         self._new = asyncio.Event()
         self._working: dict[str, W] = {}
 
@@ -72,10 +73,12 @@ class Runner(ABC, Generic[R, W]):
         return len(self._working)
 
     async def start(self) -> None:
-        """Take back what a predecessor of the same name was at when it was killed, and begin."""
+        """Take back what a predecessor of the same name was at when it was killed, and begin; not after `close`."""
+        if self._closed:
+            return
         if count := await self._queries.requeue(self._owner):
             log.info("%d %ss were interrupted, and go on", count, self._name, extra={"count": count})
-        if self._at_once:
+        if self._at_once and not self._closed:
             self._tasks.start("claim", self._claim())
 
     def wake(self) -> None:
@@ -90,7 +93,8 @@ class Runner(ABC, Generic[R, W]):
             self._new.set()
 
     async def close(self) -> None:
-        """Stop where the work is; it goes back to the queue."""
+        """Stop where the work is; it goes back to the queue, and nothing is claimed any more."""
+        self._closed = True
         await self._tasks.close()
 
     async def _claim(self) -> None:
