@@ -26,6 +26,7 @@ WISHED: dict[str, Any] = {
     "metadata": {"größer": ["🌊", 1, 2.5, None, {"x": True}]},
 }
 LIMIT = 20_000
+HUGE = 10**400  # a number of JSON, and no double
 WHEN = "2100-01-31T12:00:00Z"
 
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
@@ -48,6 +49,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def ids(wire: Wire) -> list[str]:
     return [goal.goal_id for goal in wire.ok("list_goals", status="all").goals]
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """So many objects in each other."""
+    return {"x": nested(depth - 1)} if depth > 1 else {}
 
 
 def on(wire: Wire, moment: str) -> Any:
@@ -139,6 +145,11 @@ def test_what_was_asked_for_comes_back(transport: str, clients: dict[str, Wire])
             {"limits": {"max_jobs": 1}, "objective": {"type": "serving", "model_name": "quick"}},
             "limits: max_jobs: a goal of the type serving",
         ),
+        (
+            {"objective": {"type": "serving", "model_name": "quick", "max_memory_mb": 2**31}},
+            "objective: max_memory_mb",
+        ),
+        ({"metadata": nested(31)}, "metadata: must not be nested more than 30 deep"),
         ({"title": ""}, "title"),
         ({"title": "x" * 129}, "title"),
         ({"priority": "urgent"}, "priority"),
@@ -153,6 +164,39 @@ def test_what_is_wrong_is_told_alike(wrong: dict[str, Any], named: str, clients:
     assert len({answer.message for answer in told.values()}) == 1
     assert named in told["rest"].message
     assert ids(clients["rest"]) == before
+
+
+@pytest.mark.parametrize("transport", ["rest", "zmq"])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"metadata": {"n": HUGE}}, "metadata: must not hold a number that no double holds"),
+        ({"metadata": {"n": [{"m": -HUGE}]}}, "metadata"),
+        ({"metadata": nested(100)}, "metadata: must not be nested"),
+        ({"objective": {"type": "serving", "model_name": "quick", "max_memory_mb": 10**309}}, "objective"),
+        ({"objective": WISHED["objective"] | {"probe_seconds": HUGE}}, "objective"),
+        ({"limits": {"max_seconds": HUGE}}, "limits"),
+    ],
+    ids=lambda each: str(each)[:40],
+)
+def test_what_not_all_transports_can_hold_is_refused(
+    transport: str, wrong: dict[str, Any], named: str, clients: dict[str, Wire]
+) -> None:
+    before = ids(clients["grpc"])
+    answer = clients[transport].call("create_goal", WISHED | wrong)
+    assert (answer.code, named in answer.message) == ("invalid_request", True), answer.seen
+    assert ids(clients["grpc"]) == before
+
+
+@each_transport
+def test_what_just_can_be_held_is_told_on_every_transport(transport: str, clients: dict[str, Wire]) -> None:
+    kept = nested(30) | {"n": [1.7e308, -(2**53), 5e-324]}
+    goal_id = clients[transport].ok("create_goal", **WISHED | {"metadata": kept}).goal_id
+    for wire in clients.values():
+        *_, event = wire.chunks("watch_goal", {"goal_id": goal_id, "follow": False})
+        listed = next(goal for goal in wire.ok("list_goals").goals if goal.goal_id == goal_id)
+        for told in (listed, wire.ok("get_goal", goal_id=goal_id), event.goal):
+            assert json_format.MessageToDict(told.metadata) == kept
 
 
 @each_transport

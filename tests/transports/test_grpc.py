@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,24 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
 
 import model_ops_pb2 as pb
 from contract.wires import Grpc, refusal
+from modelops.api.errors import InvalidRequest
+from modelops.api.goals import CreateGoalRequest, Goal, GoalEvent
+from modelops.transports.grpc import _encode, _fields
 from support import Served, serving
 
 SPECIFICATION = Path(__file__).parents[2] / "docs/spec"
+#: What JSON may hold, and a little more.
+plain = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(["\ud800", 10**400, -(10**309)]))
+)
+values = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
 
 
 @pytest.fixture
@@ -77,6 +90,34 @@ def test_every_promised_rpc_is_offered_without_a_package() -> None:
         method = service.methods_by_name[name]
         assert (method.input_type.full_name, method.output_type.full_name) == (takes, gives)
         assert (method.client_streaming, method.server_streaming) == (False, bool(stream))
+
+
+def in_doubles(value: Any) -> Any:
+    """The value with each number as protobuf's Struct has it."""
+    match value:
+        case dict():
+            return {name: in_doubles(each) for name, each in value.items()}
+        case list():
+            return [in_doubles(each) for each in value]
+        case int() if not isinstance(value, bool):
+            return float(value)
+    return value
+
+
+@given(values, st.lists(st.booleans(), max_size=35))
+def test_whatever_object_is_taken_can_be_told(value: Any, around: list[bool]) -> None:
+    for as_list in around:
+        value = [value] if as_list else {"": value}
+    asked = {"title": "x", "objective": {"type": "availability"}, "metadata": {"x": value}}
+    try:
+        taken = CreateGoalRequest.parse(asked).metadata
+    except InvalidRequest:
+        return
+    now = datetime(2030, 1, 31, tzinfo=UTC)
+    goal = Goal(goal_id="x", title="x", status="pending", created_at=now, metadata=taken)
+    event = GoalEvent(number=1, at=now, kind="state", goal=goal, done=True)
+    read = _fields(pb.GoalEvent.FromString(_encode(pb.GoalEvent, event)))
+    assert in_doubles(read["goal"]["metadata"]) == in_doubles({"x": value})
 
 
 def test_a_message_over_our_limit_has_its_reason_and_over_the_librarys_has_none(rpc: Grpc) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from modelops.api.errors import InvalidRequest
 from modelops.api.learning import Metric, Priority, parameters_of
-from modelops.api.messages import Moment, Name, Request, Response, Text
+from modelops.api.messages import Moment, Name, Object, Request, Response, Text
 
 GoalType = Literal["quality", "serving", "availability"]
 GoalStatus = Literal["pending", "active", "completed", "failed", "cancelled"]
@@ -75,7 +75,7 @@ class ServingObjective(Request):
     min_tokens_per_second: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Tokens of all answers together, at least."
     )
-    max_memory_mb: int | None = Field(None, ge=1, description="What the model may take.")
+    max_memory_mb: int | None = Field(None, ge=1, le=2**31 - 1, description="What the model may take.")
     formats: list[Weights] = Field(
         ["Q8_0", "Q4_0"],
         max_length=7,
@@ -150,10 +150,10 @@ class CreateGoalRequest(Request):
     title: Name
     description: Text = Field("", max_length=4000)
     priority: Priority = "medium"
-    objective: dict[str, Any]
+    objective: Object
     target_completion: Moment | None = Field(None, description="The goal has failed if it is not completed then.")
-    limits: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
+    limits: Object = {}
+    metadata: Object = {}
     dry_run: bool = Field(False, description="Say how it would be pursued; nothing is created.")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from modelops.api.errors import InvalidRequest
-from modelops.api.messages import MODEL_NAME, Name, Request, Response, Text
+from modelops.api.messages import MODEL_NAME, Name, Object, Request, Response, Text
 
 JobType = Literal["lora", "dpo", "evaluate"]
 JobStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -107,7 +107,7 @@ class CreateJobRequest(Request):
     eval_dataset: list[Row] | None = Field(None, max_length=100_000)
     regression_dataset_path: Text = Field("", max_length=4096, description="Rows of other things: what it has lost.")
     regression_dataset: list[Row] | None = Field(None, max_length=100_000)
-    parameters: dict[str, Any] = {}
+    parameters: Object = {}
     output_model_name: Text = Field(
         "",
         max_length=128,

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from math import isnan
+from math import isfinite, isnan
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -47,6 +47,37 @@ Passage = Annotated[str, Field(min_length=1, max_length=32_768), *_checked]
 
 #: What a model may be called.
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:@+-]*"
+
+#: So many objects and arrays may stand in each other: protobuf reads messages a hundred deep, and one of these is up to
+#: three of them.
+DEEPEST = 30
+
+
+def _holdable(value: Any, levels: int = DEEPEST) -> Any:
+    """The value, which is of JSON. Raises ValueError for one that not all transports can hold."""
+    if isinstance(value, dict | list):
+        if not levels:
+            raise ValueError(f"must not be nested more than {DEEPEST} deep")
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            _holdable(each, levels - 1)
+    elif isinstance(value, str):
+        _utf8(value)
+    elif isinstance(value, int | float):
+        _double(value)
+    return value
+
+
+def _double(number: float) -> None:
+    try:
+        if isfinite(number):
+            return
+    except OverflowError:  # JSON has integers that no float holds
+        pass
+    raise ValueError("must not hold a number that no double holds")
+
+
+#: An object with whatever fields; some are checked by types of their own, later.
+Object = Annotated[dict[str, Any], AfterValidator(_holdable)]
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _TIME = rf"^-?(?:{_NUMBER}(?:[eE][+-]?[0-9]+)?|(?:{_NUMBER}(?:ms|h|m|s))+)$"
