@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 import ggufs
+import seeing
 from cli.command import environment, modelops
 from cli.examined import AREAS, FREE_PORTS, Told, doctor, listing, parsed
 from modelops.cli.doctor import engine, machine, models
 from modelops.cli.doctor.examination import carefully
 from modelops.cli.doctor.findings import Area, Finding
-from modelops.serving.devices import Device
+from modelops.serving.devices import Device, ThisMachine
 from modelops.serving.gguf import read_header
 from modelops.settings import ModelEntry, Settings
 from modelops.store.tables import MIGRATIONS
@@ -308,6 +309,14 @@ def test_a_gpu_that_the_engine_cannot_use(usable: list[str] | None, state: str, 
     [one] = engine.gpus([Device("gpu0", "NVIDIA H100", 80 << 30, 79 << 30)], usable)
     assert (one.state, found in one.found) == (state, True)
     assert state == "ok" or "MODELOPS_ENGINE__EXECUTABLE" in one.mend
+
+
+def test_where_models_fit_is_told_by_what_the_engine_can_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeing.a_gpu(monkeypatch)
+    for listed, there in (("", {"cpu"}), (seeing.CUDA, {"cpu", "gpu0"})):
+        path = seeing.engine(tmp_path / f"engine{len(there)}", listed)
+        settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"executable": path}})
+        assert models.Scene.now(settings, ThisMachine(), None).free.keys() == there
 
 
 # --- machine ---

@@ -39,6 +39,7 @@ from modelops.metrics import Metrics
 from modelops.serving.devices import ThisMachine
 from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import Settings
+from seeing import CUDA, a_gpu, engine
 from serving.house import House, Shown, house
 from support import Served, put, serving, tiny_gguf, wait_until
 
@@ -549,6 +550,23 @@ async def test_adapters_keep_the_file_that_they_were_made_for(tiny: Path, tmp_pa
         checked = await steps.doer.check(objective(model_name="tiny"), GoalLimits())
         assert checked.objective.formats == []  # type: ignore[union-attr]
         assert "adapters" in checked.warnings[0]
+
+
+@pytest.mark.parametrize("listed", ["", CUDA], ids=["blind", "sees it"])
+async def test_on_a_machine_with_a_gpu_it_is_tuned_where_the_engine_cannot_use_that(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str
+) -> None:
+    a_gpu(monkeypatch)
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    fake = {"executable": engine(tmp_path / "engine", listed), "threads": 1, "probe": False}
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": fake})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        checking = _Steps(home, tmp_path, settings).doer.check(objective(model_name="tiny"), GoalLimits())
+        if listed:
+            with pytest.raises(InvalidRequest, match="is served on a GPU"):
+                await checking
+        else:
+            assert (await checking).plan.steps
 
 
 async def test_random_words_are_not_guessed(tiny: Path, tmp_path: Path) -> None:

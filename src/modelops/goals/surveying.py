@@ -60,7 +60,7 @@ class Surveyor:
         if version.model_type != "llm":
             raise InvalidRequest(f"'{name}' is a model of type {version.model_type}: only how an llm is run is tuned")
         model = await self.model(name)
-        self._refuse_gpu(model)
+        await self._refuse_gpu(model)
         length = model.tuned.spec.context_length
         workload = _workload(objective, length)
         more = () if "formats" in objective.model_fields_set else longer_formats(workload)
@@ -157,9 +157,8 @@ class Surveyor:
         assert isinstance(bill, Bill), "nothing has so much memory"
         return bill.free.get(HOST, 0) + bill.evictable.get(HOST, 0)
 
-    def _refuse_gpu(self, model: Model) -> None:
-        gpus = [device for device in self._tools.machine.devices() if device.device != HOST]
-        if gpus and model.wish.offloaded != 0:
+    async def _refuse_gpu(self, model: Model) -> None:
+        if model.wish.offloaded != 0 and await self._tools.pool.gpus():
             raise InvalidRequest(
                 f"'{model.version.model_name}' is served on a GPU, and how a model is run is measured on the CPU: it "
                 'would say nothing of it; load it with "gpu_layers": -1 to have it served, and tuned, there'

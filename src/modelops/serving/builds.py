@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound
+from modelops.api.errors import Conflict, EngineFailed, InvalidRequest, ModelOpsError, NotFound
+from modelops.engines.llama_cpp import find_executable
+from modelops.engines.sight import Sight
 from modelops.serving.adapters import Adapters
 from modelops.serving.catalog import Catalog, Version
-from modelops.serving.devices import Machine
+from modelops.serving.devices import Device, Machine
 from modelops.serving.estimates import Estimate, Estimates, with_adapters
 from modelops.serving.events import Candidate
 from modelops.serving.placement import HOST, Layout, Wants
@@ -61,6 +63,7 @@ class Builds:
         estimates: Estimates,
         adapters: Adapters,
         catalog: Catalog,
+        sight: Sight,
     ) -> None:
         self._settings = settings
         self._adapters = adapters
@@ -68,6 +71,7 @@ class Builds:
         self._machine = machine
         self._quantised = quantised
         self._estimates = estimates
+        self._sight = sight
         self._numbers = itertools.count(1)
         self._known: dict[int, Build] = {}
 
@@ -88,6 +92,17 @@ class Builds:
     def number(self) -> int:
         """A number that no build has or will have: for a candidate that is no model."""
         return next(self._numbers)
+
+    async def gpus(self) -> list[Device]:
+        """The GPUs that models may be placed on: those of the machine, unless the engine can use none."""
+        there = [device for device in self._machine.devices() if device.device != HOST]
+        if not there or there[0].simulated:
+            return there
+        try:
+            executable = await asyncio.to_thread(find_executable, self._settings.executable)
+        except EngineFailed:  # whoever builds is told
+            return there
+        return [] if await self._sight.blind(executable) else there
 
     async def make(self, version: Version, wish: Wish, borrow: Borrow | None, chosen: Version | None = None) -> Build:
         """A build of `version` with the adapters that answer beside it, of which `chosen` is to be one. Quantised
@@ -119,7 +134,7 @@ class Builds:
     async def _make(
         self, version: Version, wish: Wish, served: Version, adapters: tuple[Version, ...], chosen: Version | None
     ) -> Build:
-        gpus = [device for device in self._machine.devices() if device.device != HOST]
+        gpus = await self.gpus()
         cores, settings = self._machine.cores, self._settings
         draft = await self._draft(version, wish)
         guessing = wish if draft or wish.tuning.speculation != "draft" else _guessing_nothing(wish)
@@ -139,7 +154,7 @@ class Builds:
         number, others = next(self._numbers), [*adapters, *([draft] if draft else [])]
         candidate = Candidate(
             build=number,
-            wants=Wants(estimate.need, wish.offloaded, tuple(map(tuple, smaller))),
+            wants=Wants(estimate.need, wish.offloaded if gpus else 0, tuple(map(tuple, smaller))),
             slots=tuned.spec.slots,
             reload_s=0.5 + tuned.header.weight_bytes / _READ_BYTES_PER_S,
             recipe=(version.number, wish, tuple((beside.model_name, beside.number) for beside in others)),

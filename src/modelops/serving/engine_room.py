@@ -24,13 +24,14 @@ from modelops.api.errors import (
     shutting_down,
 )
 from modelops.engines.llama_cpp import Engine
+from modelops.engines.sight import Sight
 from modelops.metrics import Metrics
 from modelops.metrics.families import EVICTIONS, LOAD_DURATION, LOAD_FAILURES
 from modelops.serving.adapters import Adapters
 from modelops.serving.admission import Bounds
 from modelops.serving.builds import Build, Builds
 from modelops.serving.catalog import Catalog, Version
-from modelops.serving.devices import Machine
+from modelops.serving.devices import Device, Machine
 from modelops.serving.estimates import Estimates
 from modelops.serving.events import (
     NO_ROOM,
@@ -111,7 +112,8 @@ class EngineRoom:
             cpu_layers=settings.memory.cpu_layers,
         )
         self.adapters = Adapters(catalog)
-        self._builds = Builds(settings.engine, machine, quantised, estimates, self.adapters, catalog)
+        sight = Sight(self._tasks)
+        self._builds = Builds(settings.engine, machine, quantised, estimates, self.adapters, catalog, sight)
         self._running: dict[int, Running] = {}
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._spans: dict[int, Span] = {}  # of those that wait
@@ -309,6 +311,10 @@ class EngineRoom:
             running.engine.pause() if paused else running.engine.resume()
 
     # --- looking ---
+    async def gpus(self) -> list[Device]:
+        """The GPUs that models may be placed on: those of the machine, unless the engine can use none."""
+        return await self._builds.gpus()
+
     def at_rest(self, name: str) -> bool:
         """Whether nothing is about to become of the model: its engine serves, or it has none."""
         model = self._scheduler.models.get(name)

@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+import functools
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from modelops.cli.doctor.findings import Area, Finding, count
+from modelops.engines.sight import PATIENCE_S, Account, Said, account
 from modelops.serving.devices import Device, ThisMachine
 from modelops.serving.placement import HOST
 from modelops.settings import Settings
 
 AREA = Area("engine")
-_PATIENCE_S = 15.0  # CUDA takes seconds to begin on a machine with many GPUs
 _CUDA = (
     "install a llama-server that was built for CUDA (llama.cpp publishes them), and name it in engine.executable "
     "(MODELOPS_ENGINE__EXECUTABLE=/path/to/llama-server); until then models run on the CPU"
 )
 _NAME_ONE = "name a llama-server in engine.executable (MODELOPS_ENGINE__EXECUTABLE), or leave that empty for xllamacpp"
-#: What the package says of itself, in a process of its own: a library for another processor ends the one that loads it.
-_ASK = """
-import json, xllamacpp
-ask = getattr(xllamacpp, "get_device_info", None)
-gpus = ask and [each["name"] for each in ask() if each["type"].name.endswith("GPU")]
-built = getattr(xllamacpp, "get_system_info", str)()
-print(json.dumps({"gpus": gpus, "built": built}))
-"""
 #: What newer processors compute much of a prompt with: how Linux names it, and how llama.cpp does.
 _NEWER = {"avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "amx_int8": "AMX_INT8"}
 _PROCESSOR = Path("/proc/cpuinfo")
-_LISTED = re.compile(r"^\s+(?P<name>[A-Za-z]+\d*): .*\(\d+ MiB", re.MULTILINE)
 _VERSION = re.compile(r"^version: .*", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a program said before it ended; `status` None: it did not end in time."""
-
-    status: int | None
-    out: str = ""
-    err: str = ""
-
-    @property
-    def last(self) -> str:
-        """Its last line, for a reason."""
-        lines = [line for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
-        return lines[-1].strip()[:200] if lines else "it says nothing"
 
 
 def engine(settings: Settings) -> Iterator[Finding]:
@@ -76,35 +51,32 @@ def _executable(path: str) -> Iterator[Finding]:
     if fault := _fault(version):
         yield AREA.wrong("engine", f"{path} does not start: {fault}", f"mend it, or {_NAME_ONE}")
         return
-    told = _VERSION.search(f"{version.out}\n{version.err}")
+    told = _VERSION.search(version.text)
     if told is None:
         what = f"{path} starts, and does not tell its version: {version.last}"
         yield AREA.warning("engine", what, _NAME_ONE)
     else:
         yield AREA.ok("engine", f"{path}, {told[0]}")
-    listed = _ask(path, "--list-devices")
-    known = listed.status == 0 and "Available devices" in listed.out + listed.err
-    yield from gpus(there_now(), _LISTED.findall(listed.out + listed.err) if known else None)
+    yield from gpus(there_now(), _account(path).gpus)
 
 
 def _package() -> Iterator[Finding]:
     from importlib.metadata import version
 
     name = f"the package xllamacpp {version('xllamacpp')}"
-    said = _ask(sys.executable, "-c", _ASK)
-    if said.status != 0:
-        fault = _fault(said) or said.last
+    told = _account("")
+    if told.said.status != 0:
+        fault = _fault(told.said) or told.said.last
         mend = "install it again (pip install --force-reinstall xllamacpp), or name a llama-server in engine.executable"
         yield AREA.wrong("engine", f"{name} cannot be loaded: {fault}", mend)
         return
-    told = json.loads(said.out.splitlines()[-1])
-    unused = instructions_unused(told["built"], _PROCESSOR.read_text() if _PROCESSOR.exists() else "")
+    unused = instructions_unused(told.built, _PROCESSOR.read_text() if _PROCESSOR.exists() else "")
     faster = (
         f"; this processor also has {', '.join(unused)}, which it was not built for: a llama-server that is built on "
         "this machine, and named in engine.executable, reads prompts faster"
     )
     yield AREA.ok("engine", f"{name}{faster if unused else ''}")
-    yield from gpus(there_now(), told["gpus"])
+    yield from gpus(there_now(), told.gpus)
 
 
 def instructions_unused(built: str, processor: str) -> list[str]:
@@ -115,12 +87,28 @@ def instructions_unused(built: str, processor: str) -> list[str]:
     return [name for flag, name in _NEWER.items() if flag in flags and name not in used] if used else []
 
 
+@functools.cache
+def _account(executable: str) -> Account:
+    return asyncio.run(account(executable))
+
+
+def blind(settings: Settings) -> bool:
+    """Whether the engine says that it can use no GPU at all."""
+    from modelops.api.errors import EngineFailed
+    from modelops.engines.llama_cpp import find_executable
+
+    try:
+        return _account(find_executable(settings.engine.executable)).gpus == ()
+    except EngineFailed:  # the engine's checks tell it
+        return False
+
+
 def there_now() -> list[Device]:
     """The GPUs that the driver shows."""
     return [device for device in ThisMachine().devices() if device.device != HOST]
 
 
-def gpus(there: Sequence[Device], usable: list[str] | None) -> Iterator[Finding]:
+def gpus(there: Sequence[Device], usable: Sequence[str] | None) -> Iterator[Finding]:
     """Whether the engine sees the GPUs that are there: it names the `usable` ones, None where it does not tell."""
     have = f"{count(len(there), 'GPU')} ({', '.join(sorted({gpu.name for gpu in there}))})"
     if not there:
@@ -137,7 +125,7 @@ def gpus(there: Sequence[Device], usable: list[str] | None) -> Iterator[Finding]
 def _fault(said: Said) -> str:
     """Why a program did not start; empty where it did, if only to refuse its arguments."""
     if said.status is None:
-        return f"it says nothing for {_PATIENCE_S:.0f} s"
+        return f"it says nothing for {PATIENCE_S:.0f} s"
     if said.status < 0:
         name = signal.Signals(-said.status).name
         return f"it ends by {name}" + (": it was built for another processor" if name == "SIGILL" else "")
@@ -148,8 +136,8 @@ def _ask(*argv: str) -> Said:
     """Raises OSError where the program cannot be started at all."""
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_S, text=True, errors="replace"
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, text=True, errors="replace"
         )
     except subprocess.TimeoutExpired:
         return Said(None)
-    return Said(done.returncode, done.stdout, done.stderr)
+    return Said(done.returncode, f"{done.stdout}\n{done.stderr}")

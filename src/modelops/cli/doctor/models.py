@@ -12,6 +12,7 @@ from pathlib import Path
 
 from modelops.api.errors import InvalidRequest
 from modelops.cli.doctor.coordinator import Coordinator
+from modelops.cli.doctor.engine import blind
 from modelops.cli.doctor.findings import Area, Finding, count, mb, typed
 from modelops.cli.doctor.machine import holds
 from modelops.serving import gguf, sources
@@ -89,6 +90,8 @@ class Scene:
     def now(cls, settings: Settings, machine: Machine, running: Coordinator | None) -> Scene:
         """As it is now, with the reserves and the budget of the settings."""
         devices: tuple[Device, ...] = machine.devices()
+        if any(device.device != HOST and not device.simulated for device in devices) and blind(settings):
+            devices = tuple(device for device in devices if device.device == HOST)
         held = holds(running, devices)
         free = dict(room(devices, {}, settings.memory).free)
         if settings.memory.budget_mb:
