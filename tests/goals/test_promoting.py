@@ -12,6 +12,7 @@ import pytest
 
 from damages import DAMAGES, Damage
 from goals.promoting import PROMOTE, TRAINED, Scene, scene
+from goals.pursued import until
 from modelops.api.errors import Conflict, EngineFailed, NotFound
 from modelops.goals.attempts import QualityFacts
 from modelops.goals.values import Step
@@ -40,6 +41,21 @@ async def test_what_was_compared_with_another_version_is_not_promoted(
         with pytest.raises(NotFound):
             await made.do("promote", version="v9", from_version="v3")
         assert made.active == "v3"
+
+
+async def test_a_version_that_somebody_activates_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch, load_s=0.3) as made, asyncio.TaskGroup() as group:
+        house, chosen = made.house, made.house.catalog.version("a", "v3")
+        await house.load()
+        deadline = asyncio.get_running_loop().time() + 20
+        choosing = group.create_task(house.pool.activate(chosen, drain_first=False, deadline=deadline))
+        await until(lambda: not house.pool.at_rest("a"))
+        with pytest.raises(Conflict, match="v3 is active now, and v2 was compared with v1"):
+            await made.do("promote", **PROMOTE)
+        await choosing
+        assert made.active == house.pool.view("a").version.label == "v3"
 
 
 async def test_a_version_that_does_not_start_leaves_the_present_one_where_it_is(

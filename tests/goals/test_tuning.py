@@ -20,8 +20,9 @@ from typing import Any, cast
 import pytest
 
 from chaos.callers import client
+from goals.pursued import until
 from goals.tuned import objective
-from modelops.api.errors import InvalidRequest, ModelOpsError, NotFound
+from modelops.api.errors import Conflict, InvalidRequest, ModelOpsError, NotFound
 from modelops.api.goals import Goal, GoalLimits, GoalStep
 from modelops.client import Client
 from modelops.goals.asked import requests_of
@@ -36,6 +37,7 @@ from modelops.goals.values import Action, Pursued, Step
 from modelops.learning.engines import OwnEngines
 from modelops.learning.yielding import Yielding
 from modelops.metrics import Metrics
+from modelops.serving.catalog import Version
 from modelops.serving.devices import ThisMachine
 from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import Settings
@@ -511,6 +513,36 @@ async def test_what_somebody_else_has_activated_is_not_undone(tiny: Path, tmp_pa
         assert left == {"version": "v1", "left": True}
         left = await steps.do("restore", applied="", **given)
         assert left == {"version": "v1", "left": True}
+
+
+async def test_a_version_that_somebody_activates_meanwhile_is_left(tiny: Path, tmp_path: Path) -> None:
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home, asyncio.TaskGroup() as group:
+        steps = _Steps(home, tmp_path, settings)
+        await home.load("tiny")
+        put(tiny, tmp_path / "models" / "other.gguf")
+        chosen = await home.catalog.register("tiny", "other.gguf", "llm")
+
+        async def choose(version: Version) -> asyncio.Task[None]:
+            """Begin to activate that."""
+            deadline = asyncio.get_running_loop().time() + 20
+            choosing = group.create_task(home.pool.activate(version, drain_first=False, deadline=deadline))
+            await until(lambda: not home.pool.at_rest("tiny"))
+            return choosing
+
+        choosing = await choose(chosen)
+        with pytest.raises(Conflict, match="v2 is active now, and v1 was measured"):
+            await steps.do("apply", changes={"slots": 2}, wish=Wish().to_json(), tuned="")
+        await choosing
+        assert (home.pool.view("tiny").version.label, home.pool.view("tiny").slots) == ("v2", 4)
+
+        await (await choose(home.catalog.version("tiny", "v1")))
+        choosing = await choose(chosen)
+        back: dict[str, Any] = {"wish": Wish(slots=2).to_json(), "tuned": "", "applied": "v1", "load": False}
+        assert await steps.do("restore", **back) == {"version": "v2", "left": True}
+        await choosing
+        assert (home.pool.view("tiny").version.label, home.pool.view("tiny").slots) == ("v2", 4)
 
 
 async def test_one_way_that_does_not_start_is_told_and_the_others_measured(tiny: Path, tmp_path: Path) -> None:

@@ -224,13 +224,11 @@ class QualityDoer:
 
     async def _promote(self, name: str, label: str, before: str) -> Mapping[str, Any]:
         catalog, pool = self._tools.catalog, self._tools.pool
-        loaded, active = pool.resident(name), catalog.active(name).label
-        if active not in (label, before):
-            raise Conflict(f"{active} is active now, and {label} was compared with {before}")
-        if active != label:
-            await self._whole(
-                f"promote {name} {label}", self._swap(await asyncio.to_thread(catalog.version, name, label))
-            )
+        loaded = pool.resident(name)
+        self._refuse_other(name, label, before)
+        if catalog.active(name).label != label:
+            version = await asyncio.to_thread(catalog.version, name, label)
+            await self._whole(f"promote {name} {label}", self._swap(version, before))
         return {"version": label, "loaded": loaded, "failures": pool.view(name).breaker.failures}
 
     async def _whole(self, name: str, work: Coroutine[Any, Any, T]) -> T:
@@ -243,17 +241,25 @@ class QualityDoer:
             await asyncio.wait({doing}, timeout=_LAST_S)
             raise
 
-    async def _swap(self, version: Version) -> None:
-        """Let it answer, without a failed request; where both do not fit, the present one ends first."""
-        pool, deadline = self._tools.pool, asyncio.get_running_loop().time() + _SWAP_S
+    async def _swap(self, version: Version, before: str) -> None:
+        """Let it answer instead of `before`, without a failed request; where both do not fit, that one ends first.
+        Raises Conflict where another answers by then."""
+        name, pool, deadline = version.model_name, self._tools.pool, asyncio.get_running_loop().time() + _SWAP_S
         with contextlib.suppress(TimeoutError):  # while it is on its way, nothing can take its place
             async with asyncio.timeout_at(deadline):
-                while not pool.at_rest(version.model_name):
+                while not pool.at_rest(name):
                     await pool.turned()
+        self._refuse_other(name, version.label, before)  # it may have been on its way to one that somebody has chosen
         try:
             await pool.activate(version, drain_first=False, deadline=deadline)
         except InsufficientMemory:
+            self._refuse_other(name, version.label, before)
             await pool.activate(version, drain_first=True, deadline=deadline)
+
+    def _refuse_other(self, name: str, label: str, before: str) -> None:
+        active = self._tools.catalog.active(name).label
+        if active not in (label, before):
+            raise Conflict(f"{active} is active now, and {label} was compared with {before}")
 
     async def _roll_back(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Let the version before it answer again, whatever has become of the engine of the one that was promoted."""
@@ -270,11 +276,13 @@ class QualityDoer:
         loaded = bool(arguments.get("loaded")) or pool.resident(name)
         if pool.view(name).status == "loaded":
             with contextlib.suppress(Conflict):  # it has just failed
-                await self._swap(version)
-        if catalog.active(name).label != before:
+                await self._swap(version, label)
+        if catalog.active(name).label == label:
             with contextlib.suppress(Conflict):  # nothing runs any more
                 await pool.unload(name, force=True, deadline=asyncio.get_running_loop().time() + _SWAP_S)
-            await self._swap(version)
+            await self._swap(version, label)
+        if (active := catalog.active(name).label) != before:
+            return {"version": active}
         if loaded and not pool.resident(name):
             with contextlib.suppress(AlreadyLoaded):
                 wish = pool.wish(name) or catalog.wish(name)

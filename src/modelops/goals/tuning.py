@@ -14,6 +14,7 @@ from typing import Any
 
 from modelops.api.errors import (
     AlreadyLoaded,
+    Conflict,
     InsufficientMemory,
     NotFound,
 )
@@ -174,16 +175,18 @@ class _Doing:
                 "weights": changes["weights"],
             }
             version = await self._tools.catalog.publish(self._name, file, "llm", lineage)
-        await self._serve(version, changed(Wish.from_json(given["wish"]), changes, self._objective.draft_model_name))
+        wish = changed(Wish.from_json(given["wish"]), changes, self._objective.draft_model_name)
+        await self._rest()
+        await self._serve(version, wish)
         await self._tools.catalog.set_tuned(self._name, _tuned(self._objective, given))
         return {"version": version.label}
 
     async def restore(self) -> dict[str, Any]:
         """What was applied is undone; what somebody else has activated since stays."""
         given, catalog, pool = self._given, self._tools.catalog, self._tools.pool
-        active = catalog.active(self._name).label
-        if active not in (given["applied"], given["version"], *(each.label for each in self._made())):
-            return {"version": active, "left": True}
+        await self._rest()
+        if other := self._other(given["applied"]):
+            return {"version": other, "left": True}
         version, wish = self._version(), Wish.from_json(given["wish"])
         # First: the version tells whether it was done, and where it is cut short it is done again.
         await catalog.set_tuned(self._name, Wish.from_json(given["tuned"]) if given["tuned"] else None)
@@ -216,18 +219,35 @@ class _Doing:
         versions = self._tools.catalog.versions(self._name)
         return [version for version in versions if version.lineage.get("goal_id") == self._goal.goal_id]
 
-    async def _serve(self, version: Version, wish: Wish) -> None:
-        """Let the model be served so, beside how it is now until that is answered by; where there is no room for both,
-        one after the other."""
-        pool, deadline = self._tools.pool, asyncio.get_running_loop().time() + _APPLY_S
+    def _other(self, applied: str) -> str:
+        """The version that answers, where it is neither the one that was measured nor one of the goal's own."""
+        active = self._tools.catalog.active(self._name).label
+        ours = (applied, self._given["version"], *(each.label for each in self._made()))
+        return "" if active in ours else active
+
+    async def _rest(self) -> None:
+        """Wait until nothing is about to become of the model, as after a restart, or where somebody activates another
+        version."""
+        pool = self._tools.pool
         with contextlib.suppress(TimeoutError):  # then it is refused, and says why
-            async with asyncio.timeout_at(deadline):
-                while pool.resident(self._name) and not pool.at_rest(self._name):  # it loads, as after a restart
+            async with asyncio.timeout(_APPLY_S):
+                while not pool.at_rest(self._name):
                     await pool.turned()
+
+    async def _serve(self, version: Version, wish: Wish) -> None:
+        """Let the model, which is at rest, be served so, beside how it is now until that is answered by; where there is
+        no room for both, one after the other. Raises Conflict where somebody has activated another version."""
+        pool, deadline = self._tools.pool, asyncio.get_running_loop().time() + _APPLY_S
+        self._refuse_other(version)
         try:
             await pool.activate(version, wish=wish, drain_first=False, deadline=deadline)
         except InsufficientMemory:
+            self._refuse_other(version)
             await pool.activate(version, wish=wish, drain_first=True, deadline=deadline)
+
+    def _refuse_other(self, version: Version) -> None:
+        if other := self._other(version.label):
+            raise Conflict(f"{other} is active now, and {self._given['version']} was measured")
 
 
 def _tuned(objective: ServingObjective, given: Mapping[str, Any]) -> Wish:
