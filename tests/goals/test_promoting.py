@@ -15,7 +15,9 @@ from goals.promoting import PROMOTE, TRAINED, Scene, scene
 from goals.pursued import until
 from modelops.api.errors import Conflict, EngineFailed, NotFound
 from modelops.goals.attempts import QualityFacts
-from modelops.goals.values import Step
+from modelops.goals.doing import HELD_OUT
+from modelops.goals.values import Action, Step
+from modelops.learning import datasets
 from modelops.store.jobs import JobRow
 
 
@@ -100,6 +102,22 @@ async def test_a_job_is_seen_though_its_step_was_interrupted(tmp_path: Path, mon
         assert row_now
         assert row_now.cancel_reason == "because"
         await made.do("cancel_job", job_id="nobody knows it")
+
+
+async def test_a_job_whose_step_is_interrupted_while_it_is_created_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.goals.training._LAST_S", 0.0)
+    async with scene(tmp_path, monkeypatch) as made, asyncio.TaskGroup() as group:
+        await made.learning.clear()
+        rows = datasets.read([{"prompt": "2 and 2?", "completion": "4"}], "evaluate", "rows")
+        datasets.write(rows, made.folder / HELD_OUT)
+        judging = group.create_task(made.do("baseline", version="v1"))
+        await until(lambda: "goals of quality: create g-2" in {task.get_name() for task in asyncio.all_tasks()})
+        judging.cancel()
+        await asyncio.wait({judging})
+        made.steps += (Step(2, Action("baseline", {"version": "v1"}), "", 2.0, 3.0, error="interrupted"),)
+        assert [job.status for job in (await made.facts()).jobs.values()] == ["failed", "pending"]
 
 
 @pytest.mark.parametrize("state", ["loaded", "failed", "restarting", "unloaded"])

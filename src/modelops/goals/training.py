@@ -215,7 +215,8 @@ class QualityDoer:
         while True:
             creating = self._tools.jobs.create(request, caller=_CALLER, key=key, rows=rows)
             try:
-                job = await self._whole(f"create {key}", creating)
+                # What was created unseen would not be cancelled with the goal; its rows bound how long it takes.
+                job = await self._whole(f"create {key}", creating, at_most_s=None)
             except Overloaded as error:  # too many jobs wait
                 await tell("log", f"it waits: {error.message}")
                 await asyncio.sleep(_RETRY_S)
@@ -231,14 +232,14 @@ class QualityDoer:
             await self._whole(f"promote {name} {label}", self._swap(version, before))
         return {"version": label, "loaded": loaded, "failures": pool.view(name).breaker.failures}
 
-    async def _whole(self, name: str, work: Coroutine[Any, Any, T]) -> T:
-        """The result of what goes on though nobody waits for it any more: whoever interrupts it waits a while until it
-        can be seen what has become of it."""
+    async def _whole(self, name: str, work: Coroutine[Any, Any, T], at_most_s: float | None = _LAST_S) -> T:
+        """The result of what goes on though nobody waits for it any more: whoever interrupts it waits so long, with
+        None to its end, until it can be seen what has become of it."""
         doing = self._tasks.start(name, work, expected=(ModelOpsError,))
         try:
             return await asyncio.shield(doing)
         except asyncio.CancelledError:
-            await asyncio.wait({doing}, timeout=_LAST_S)
+            await asyncio.wait({doing}, timeout=at_most_s)
             raise
 
     async def _swap(self, version: Version, before: str) -> None:
