@@ -13,12 +13,14 @@ import pytest
 from damages import DAMAGES, Damage
 from goals.promoting import PROMOTE, TRAINED, Scene, scene
 from goals.pursued import until
-from modelops.api.errors import Conflict, EngineFailed, NotFound
+from modelops.api.errors import Conflict, EngineFailed, InsufficientMemory, NotFound
 from modelops.goals.attempts import QualityFacts
 from modelops.goals.doing import HELD_OUT
 from modelops.goals.values import Action, Step
 from modelops.learning import datasets
 from modelops.store.jobs import JobRow
+from serving.house import Shown
+from support import tiny_gguf
 
 
 async def test_a_version_is_promoted_once_however_often_that_is_done(
@@ -143,6 +145,26 @@ async def test_it_is_taken_back_in_whatever_state_it_is(
         assert (made.active, view.status, view.version.label) == ("v1", "loaded", "v1")
         assert await made.house.ask()
         assert await made.do("roll_back", **PROMOTE, loaded=True) == {"version": "v1"}, "again, and nothing changes"
+
+
+async def test_it_is_taken_back_also_where_others_have_taken_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Shown()
+    monkeypatch.setattr("serving.house.ThisMachine", lambda: shown)
+    async with scene(tmp_path, monkeypatch) as made:
+        house = made.house
+        larger = tiny_gguf(tmp_path / "larger.gguf", llama__embedding_length=640)
+        await house.catalog.publish("a", larger, "llm", {"job_id": "ours"})
+        await house.load()
+        shown.less = 2**60
+        assert await made.do("roll_back", version="v1", from_version="v4", loaded=True) == {"version": "v4"}
+        assert (made.active, house.pool.view("a").status, house.processes()) == ("v4", "available", set())
+        with pytest.raises(InsufficientMemory):
+            await house.ask()
+        shown.less = 0
+        assert await house.ask()
+        assert house.pool.view("a").version.label == "v4"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

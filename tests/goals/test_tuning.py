@@ -407,6 +407,28 @@ async def test_an_undoing_that_is_cut_short_is_done_again(tiny: Path, tmp_path: 
         assert home.pool.view("tiny").slots == 4
 
 
+async def test_what_was_applied_is_undone_also_where_others_have_taken_the_room(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Shown()
+    monkeypatch.setattr("serving.house.ThisMachine", lambda: shown)
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        await home.load("tiny")
+        given: dict[str, Any] = {"changes": {"slots": 1}, "wish": Wish().to_json(), "tuned": ""}
+        await steps.do("apply", **given)
+        assert home.pool.view("tiny").slots == 1
+        shown.less = 2**60
+        back: dict[str, Any] = {"wish": Wish(slots=8).to_json(), "tuned": Wish(slots=8).to_json(), "applied": "v1"}
+        assert await steps.do("restore", **back, load=False) == {"version": "v1"}
+        assert (home.pool.view("tiny").status, home.catalog.tuned("tiny")) == ("available", Wish(slots=8))
+        shown.less = 0
+        assert await home.ask("tiny")
+        assert home.pool.view("tiny").slots == 8
+
+
 async def test_what_was_loaded_before_it_failed_is_loaded_again(tiny: Path, tmp_path: Path) -> None:
     put(tiny, tmp_path / "models" / "tiny.gguf")
     settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})

@@ -276,16 +276,19 @@ class QualityDoer:
         version = await asyncio.to_thread(catalog.version, name, before)
         loaded = bool(arguments.get("loaded")) or pool.resident(name)
         if pool.view(name).status == "loaded":
-            with contextlib.suppress(Conflict):  # it has just failed
+            # It may have just failed, or others have taken the room of the one before: then it ends first.
+            with contextlib.suppress(Conflict, InsufficientMemory):
                 await self._swap(version, label)
         if catalog.active(name).label == label:
+            # By force: for those that wait it would be loaded again.
             with contextlib.suppress(Conflict):  # nothing runs any more
                 await pool.unload(name, force=True, deadline=asyncio.get_running_loop().time() + _SWAP_S)
             await self._swap(version, label)
         if (active := catalog.active(name).label) != before:
             return {"version": active}
         if loaded and not pool.resident(name):
-            with contextlib.suppress(AlreadyLoaded):
+            # Without room it is undone all the same: a request loads it, when there is some.
+            with contextlib.suppress(AlreadyLoaded, InsufficientMemory):
                 wish = pool.wish(name) or catalog.wish(name)
                 await pool.load(version, wish, asyncio.get_running_loop().time() + _SWAP_S)
         return {"version": before}

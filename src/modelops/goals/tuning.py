@@ -190,9 +190,16 @@ class _Doing:
         version, wish = self._version(), Wish.from_json(given["wish"])
         # First: the version tells whether it was done, and where it is cut short it is done again.
         await catalog.set_tuned(self._name, Wish.from_json(given["tuned"]) if given["tuned"] else None)
-        await self._serve(version, wish)
+        try:
+            await self._serve(version, wish)
+        except InsufficientMemory:  # others have taken its room: rather nothing answers than what is unconfirmed
+            # By force: for those that wait it would be loaded again.
+            with contextlib.suppress(Conflict):  # nothing runs any more
+                await pool.unload(self._name, force=True, deadline=asyncio.get_running_loop().time() + _APPLY_S)
+            await self._serve(version, wish)
         if given["load"] and not pool.resident(self._name):
-            with contextlib.suppress(AlreadyLoaded):
+            # Without room it is undone all the same: a request loads it, when there is some.
+            with contextlib.suppress(AlreadyLoaded, InsufficientMemory):
                 await pool.load(version, wish, asyncio.get_running_loop().time() + _APPLY_S)
         return {"version": given["version"]}
 
