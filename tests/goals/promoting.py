@@ -65,9 +65,12 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(folder: Path, patch: pytest.MonkeyPatch, **behaviour: Any) -> AsyncIterator[Scene]:
+async def scene(
+    folder: Path, patch: pytest.MonkeyPatch, *, request_timeout_s: float = 600.0, **behaviour: Any
+) -> AsyncIterator[Scene]:
     async with pooled(folder, patch, behaviour) as house:
-        settings = Settings.model_validate({"data_dir": folder})
+        server = {"request_timeout_s": request_timeout_s}
+        settings = Settings.model_validate({"data_dir": folder, "server": server})
         other = tiny_gguf(folder / "made.gguf", general__name="made")
         await house.catalog.publish("a", other, "llm", {"job_id": "ours"})
         await house.catalog.publish("a", tiny_gguf(folder / "more.gguf", general__name="more"), "llm", {"job_id": "x"})

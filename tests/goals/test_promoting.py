@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from adapters import make_adapter
 from damages import DAMAGES, Damage
 from goals.promoting import PROMOTE, TRAINED, Scene, scene
 from goals.pursued import until
@@ -218,6 +219,46 @@ async def test_only_what_the_goal_has_made_and_nobody_uses_is_deleted(
         assert [version.label for version in made.house.catalog.versions("a")] == ["v1", "v3"]
         assert not file.exists()
         assert await made.do("discard", versions=labels) == {"removed": []}
+
+
+@pytest.mark.parametrize("need", ["job", "adapter", "engine"])
+async def test_what_something_needs_still_is_not_deleted_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: str
+) -> None:
+    async with scene(tmp_path, monkeypatch, request_timeout_s=0.1) as made, contextlib.AsyncExitStack() as stack:
+        house, catalog = made.house, made.house.catalog
+        if need == "job":
+            await made.queries.add(
+                JobRow("theirs", created_at=1.0, job_type="lora", model_name="a", request={"model_version": "v2"})
+            )
+            said = "v2, which the learning job theirs trains or judges"
+        elif need == "adapter":
+            base = catalog.version("a", "v2")
+            await catalog.publish_adapter("a:x", base, make_adapter(tmp_path / "made-x.gguf", base.file))
+            said = "v2, for which adapters were made: 'a:x' v1"
+        else:
+            await house.load()
+            await made.do("promote", **PROMOTE)
+            await stack.enter_async_context(house.lease())
+            await made.do("roll_back", **PROMOTE, loaded=True)
+            said = "v2, which an engine runs"
+        again = tiny_gguf(tmp_path / "again.gguf", general__name="again")
+        assert (await catalog.publish("a", again, "llm", {"job_id": "ours"})).label == "v4"
+        with pytest.raises(Conflict, match=said):
+            await made.do("discard", versions=["v2", "v4"])
+        assert [version.label for version in catalog.versions("a")] == ["v1", "v2", "v3"], "the rest is"
+
+
+async def test_an_engine_that_was_replaced_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(tmp_path, monkeypatch) as made, asyncio.TaskGroup() as group:
+        await made.house.load()
+        await made.do("promote", **PROMOTE)
+        async with made.house.lease():
+            await made.do("roll_back", **PROMOTE, loaded=True)
+            discarding = group.create_task(made.do("discard", versions=["v2"]))
+            await asyncio.wait({discarding}, timeout=0.1)
+            assert not discarding.done()
+        assert await discarding == {"removed": ["v2"]}
 
 
 # --- the watch ---

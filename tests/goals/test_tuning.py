@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -341,9 +341,13 @@ class _Steps:
 
 @dataclass
 class _Jobs:
-    """All that measuring knows of learning jobs."""
+    """All that goals of serving know of learning jobs."""
 
     running: int = 0
+    used: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    async def in_use(self) -> dict[tuple[str, str], str]:
+        return self.used
 
 
 async def test_another_format_is_published_served_undone_and_cleared_away(tiny: Path, tmp_path: Path) -> None:
@@ -368,6 +372,10 @@ async def test_another_format_is_published_served_undone_and_cleared_away(tiny: 
         assert await steps.do("restore", **back) == {"version": "v1"}
         assert (home.pool.view("tiny").version.label, home.pool.view("tiny").slots) == ("v1", 4)
         assert home.catalog.tuned("tiny") is None
+        steps.jobs.used = {("tiny", "v2"): "theirs"}
+        with pytest.raises(Conflict, match="v2, which the learning job theirs trains or judges"):
+            await steps.do("discard", weights=["Q8_0"], versions=["v1"], keep="")
+        steps.jobs.used = {}
         assert await steps.do("discard", weights=["Q8_0"], versions=["v1"], keep="") == {"removed": ["v2"]}
         assert [version.label for version in home.catalog.versions("tiny")] == ["v1"]
         assert not list((tmp_path / "formats").glob("*.gguf"))

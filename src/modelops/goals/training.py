@@ -24,6 +24,7 @@ from modelops.goals import asked
 from modelops.goals.asked import Files
 from modelops.goals.attempts import JobSeen, QualityFacts
 from modelops.goals.doing import HELD_OUT, REGRESSION, TRAIN, Checked, Tell, Tools
+from modelops.goals.removing import remove
 from modelops.goals.values import Pursued, Step
 from modelops.goals.watching import Counted, Watch
 from modelops.serving.catalog import Version
@@ -33,8 +34,6 @@ from modelops.tasks import Tasks
 _CALLER = "goal"
 #: Engines are started and emptied meanwhile.
 _SWAP_S = 600.0
-#: How long an engine that was replaced may still finish what it answers.
-_DRAIN_S = 30.0
 _RETRY_S = 5.0
 #: How long is waited for what was interrupted, and goes on.
 _LAST_S = 10.0
@@ -181,7 +180,7 @@ class QualityDoer:
             case "roll_back":
                 return await self._roll_back(name, arguments)
             case "discard":
-                return await self._discard(goal, name, list(arguments["versions"]))
+                return await self._discard(goal, list(arguments["versions"]))
             case "cancel_job":
                 with contextlib.suppress(NotFound):
                     await self._tools.jobs.cancel(str(arguments["job_id"]), step.why[:500])
@@ -293,22 +292,10 @@ class QualityDoer:
                 await pool.load(version, wish, asyncio.get_running_loop().time() + _SWAP_S)
         return {"version": before}
 
-    async def _discard(self, goal: Pursued, name: str, labels: Sequence[str]) -> Mapping[str, Any]:
-        """Forget versions that this goal has made; none that answers, runs, or is no work of its."""
-        catalog, pool = self._tools.catalog, self._tools.pool
-        removed = []
-        for version in self._made(goal, await self._job_ids(goal)):
-            if version.label not in labels or version == catalog.active(name):
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_S):
-                    while version.number in pool.in_use(name):
-                        await pool.turned()
-            if version.number in pool.in_use(name) or await pool.adapters.orphaned([version]):
-                continue
-            await catalog.remove([version], pool.unused)
-            removed.append(version.label)
-        return {"removed": removed}
+    async def _discard(self, goal: Pursued, labels: Sequence[str]) -> Mapping[str, Any]:
+        """Forget versions that this goal has made; none that answers, is needed still, or is no work of its."""
+        made = self._made(goal, await self._job_ids(goal))
+        return {"removed": await remove(self._tools, [version for version in made if version.label in labels])}
 
 
 def _objective(goal: Pursued) -> QualityObjective:

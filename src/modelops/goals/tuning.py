@@ -20,6 +20,7 @@ from modelops.api.errors import (
 )
 from modelops.api.goals import GoalLimits, ServingObjective
 from modelops.goals.doing import REQUESTS, Checked, Tell, Tools
+from modelops.goals.removing import remove
 from modelops.goals.sampling import Sampler, said, together, turns
 from modelops.goals.space import Way
 from modelops.goals.surveying import Surveyor, changed
@@ -210,11 +211,8 @@ class _Doing:
             for version in catalog.versions(self._name):
                 if version.label in self._given["versions"]:
                     await asyncio.to_thread(self._formats.discard, version, self._goal.goal_id)
-            kept = (self._given["keep"], catalog.active(self._name).label)
-            gone = [each for each in self._made() if each.label not in kept]
-            if gone:
-                await catalog.remove(gone)
-            return {"removed": [each.label for each in gone]}
+            gone = [each for each in self._made() if each.label != self._given["keep"]]
+            return {"removed": await remove(self._tools, gone)}
         return {"removed": []}
 
     # --- what they are made of ---
