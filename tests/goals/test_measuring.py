@@ -13,7 +13,17 @@ import pytest
 
 from modelops.api.goals import Workload
 from modelops.engines.base import EngineBroke
-from modelops.goals.measuring import NoQuietTime, NotAlone, Watched, giving_way, measure, perplexity, prompts_of
+from modelops.goals.measuring import (
+    NoQuietTime,
+    NotAlone,
+    NotQuiet,
+    Watched,
+    giving_way,
+    measure,
+    perplexity,
+    prompts_of,
+    unless_crowded,
+)
 from modelops.goals.text import TEXTS
 from modelops.learning.datasets import Example
 from modelops.learning.engines import OwnEngines
@@ -146,6 +156,22 @@ async def test_without_a_quiet_time_nothing_is_measured(fake: Callable[..., Any]
         yielding.busy(True)
         with pytest.raises(NoQuietTime, match="no quiet time"):
             await measured(watched, workload, 2, patience_s=0.1)
+
+
+async def test_an_engine_that_stands_still_for_long_is_not_kept(
+    fake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.goals.measuring._PATIENCE_S", 0.1)
+    yielding, workload = Yielding(0.0), Workload(**REAL, concurrency=1)
+    async with fake(yielding) as watched:
+        found, _ = await unless_crowded(watched, measured(watched, workload, 4))
+        assert found.requests == 4, "nobody is in its way"
+        sample = asyncio.create_task(unless_crowded(watched, measured(watched, workload, 100)))
+        await begun(sample)
+        yielding.busy(True)
+        with pytest.raises(NotQuiet):
+            await sample
+        yielding.busy(False)
 
 
 async def test_short_quiet_times_are_none(fake: Callable[..., Any]) -> None:

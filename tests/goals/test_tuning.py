@@ -28,9 +28,10 @@ from modelops.client import Client
 from modelops.goals.asked import requests_of
 from modelops.goals.doing import REQUESTS as REQUESTS_FILE
 from modelops.goals.doing import Tools
+from modelops.goals.measuring import NoQuietTime
 from modelops.goals.narrowing import MOST_AGAIN
 from modelops.goals.sampling import turns
-from modelops.goals.space import Way
+from modelops.goals.space import MB, Way
 from modelops.goals.targets import Probed, ServingFacts
 from modelops.goals.tuning import ServingDoer
 from modelops.goals.values import Action, Pursued, Step
@@ -322,8 +323,9 @@ class _Steps:
         machine = ThisMachine()
         engines = OwnEngines(settings, machine, folder)
         self.jobs = _Jobs()
-        jobs, yielding = cast(Any, self.jobs), Yielding(0.0)
-        tools = Tools(settings, home.catalog, home.pool, machine, jobs, engines, yielding, Metrics())
+        self.yielding = Yielding(0.0)
+        jobs = cast(Any, self.jobs)
+        tools = Tools(settings, home.catalog, home.pool, machine, jobs, engines, self.yielding, Metrics())
         self.doer = ServingDoer(tools)
         self._folder = folder
         self._goal = Pursued("g", objective(model_name="tiny", formats=["Q8_0"]))
@@ -508,6 +510,27 @@ async def test_beside_learning_jobs_nothing_is_measured(tiny: Path, tmp_path: Pa
         assert not home.pool.reserved(), "no memory is held meanwhile"
         steps.jobs.running = 0
         assert (await doing)["measured"][0]["requests"] == 1
+
+
+async def test_no_idle_model_goes_while_there_is_no_quiet_time(tiny: Path, tmp_path: Path) -> None:
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    given: dict[str, Any] = {"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}}
+    async with house(tmp_path, Settings.model_validate(given), tmp_path / "starts") as home:
+        build, _ = await home.pool.preview(home.catalog.active("tiny"), Wish())
+    given |= {"memory": {"budget_mb": build.estimate.total // MB + 1}, "goals": {"quiet_timeout_s": 0.3}}
+    settings = Settings.model_validate(given)
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        steps._goal = replace(steps._goal, objective=objective(model_name="tiny", workload=_SHORT))
+        await home.load("tiny")
+        ways = [Way(slots=1, batch_size=64, threads=1).to_json()]
+        steps.yielding.busy(True)
+        with pytest.raises(NoQuietTime, match=r"no quiet time of its length within 0\.3 s"):
+            await steps.do("measure", ways=ways, pairs=1, requests=1)
+        assert home.pool.view("tiny").status == "loaded"
+        steps.yielding.busy(False)
+        assert (await steps.do("measure", ways=ways, pairs=1, requests=1))["measured"][0]["requests"] == 1
+        assert home.pool.view("tiny").status == "available", "its memory was needed"
 
 
 def test_the_present_way_is_measured_at_both_ends_of_a_round() -> None:

@@ -11,10 +11,11 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from modelops.api.errors import EngineFailed, Overloaded
+from modelops.api.errors import EngineFailed, ModelOpsError, Overloaded
 from modelops.api.goals import Workload
 from modelops.api.learning import EvaluateParameters
 from modelops.engines.base import Prompt
@@ -31,7 +32,10 @@ from modelops.tasks import Tasks
 _TEMPERATURE, _TOP_P = 0.7, 0.9
 _LOOKS = 8  # times that a prompt is made longer or shorter until it has the length that is wanted
 _WARM_PROMPT, _WARM_ANSWER = 64, 4  # tokens
-_LOOK_S = 0.25  # between two looks whether learning jobs are worked on
+_LOOK_S = 0.25  # between two looks whether learning jobs are worked on, or requests answered
+_PATIENCE_S = 5.0  # for so long an engine stands still for requests before it is ended
+
+T = TypeVar("T")
 
 
 class NotAlone(Exception):
@@ -42,8 +46,18 @@ class NotAlone(Exception):
         self.thrown = thrown
 
 
+class NotQuiet(Exception):
+    """Requests have been answered for so long that the engine is ended: others may need its memory."""
+
+
 class NoQuietTime(Overloaded):
     """Requests are answered all the time: whatever was measured beside them would say nothing of the model."""
+
+    def __init__(self, patience_s: float) -> None:
+        super().__init__(
+            f"requests left no quiet time of its length within {patience_s:g} s; it is measured best when there is "
+            "little to do"
+        )
 
 
 @dataclass
@@ -94,10 +108,7 @@ async def measure(
     tries = 0
     while True:
         if not await _is_quiet(watched, until):
-            raise NoQuietTime(
-                f"requests left no quiet time of its length within {patience_s:g} s; it is measured best when there "
-                "is little to do"
-            )
+            raise NoQuietTime(patience_s)
         prompts = await prompts_of(watched.engine, workload, requests, f"{seed}/{tries}")
         await _warm_up(watched.engine, workload, f"{seed}/{tries}")
         watched.disturbed.clear()
@@ -107,6 +118,21 @@ async def measure(
             return made
         tries += 1
         await thrown()
+
+
+async def unless_crowded(watched: Watched, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is at the engine. Raises NotQuiet where that stands still for long."""
+    tasks = Tasks("measuring")
+    doing = tasks.start("work", work, expected=(ModelOpsError, NotAlone))
+    crowded = tasks.start("crowded", _crowded(watched))
+    try:
+        await asyncio.wait({doing, crowded}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise NotQuiet
+        result: T = doing.result()
+        return result
+    finally:
+        await tasks.close()
 
 
 async def perplexity(watched: Watched, rows: Sequence[Example]) -> float:
@@ -127,6 +153,14 @@ async def _is_quiet(watched: Watched, until: float) -> bool:
         async with asyncio.timeout_at(until):
             await watched.quiet.wait()
     return watched.quiet.is_set() and loop.time() < until
+
+
+async def _crowded(watched: Watched) -> None:
+    """Wait until requests have been answered for long without a pause."""
+    while True:
+        if not await _is_quiet(watched, asyncio.get_running_loop().time() + _PATIENCE_S):
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _undisturbed(

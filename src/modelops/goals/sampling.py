@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,16 @@ from modelops.api.goals import ServingObjective, Workload
 from modelops.engines.base import EngineBroke
 from modelops.goals import asked
 from modelops.goals.doing import TEXT, Tell, Tools
-from modelops.goals.measuring import NotAlone, Watched, giving_way, measure, perplexity
+from modelops.goals.measuring import (
+    NoQuietTime,
+    NotAlone,
+    NotQuiet,
+    Watched,
+    giving_way,
+    measure,
+    perplexity,
+    unless_crowded,
+)
 from modelops.goals.space import Measured, Way
 from modelops.goals.surveying import Surveyor, run_as
 from modelops.learning import datasets
@@ -29,6 +39,7 @@ _NOTES = "measured.json"
 _TRIES = 2  # of a sample whose engine breaks: somebody may have killed it
 _TOLD = 10  # of so many samples of a way that are thrown away one is told of, and the first
 _LOOK_S = 1.0  # between two looks whether learning jobs are worked on still
+_LOOK_FOR_QUIET_S = 0.1
 _UNFIT = (EngineFailed, InvalidRequest, DeadlineExceeded, InsufficientMemory)
 
 
@@ -68,8 +79,11 @@ class Sampler:
         key = f"perplexity/{version.label}/{way.weights}/{way.cache_type}"
         if (known := self.notes.get(key)) is None:
             rows = await asyncio.to_thread(datasets.load, self._folder / TEXT, "evaluate")
-            async with self._engine(version, way) as watched:
-                known = await perplexity(watched, rows)
+            while known is None:
+                await self._quiet()
+                with contextlib.suppress(NotQuiet):
+                    async with self._engine(version, way) as watched:
+                        known = await unless_crowded(watched, perplexity(watched, rows))
             await self.notes.put(key, known)
         return float(known)
 
@@ -86,23 +100,26 @@ class Sampler:
                 await self._tell("warning", f"requests leave no quiet time: {count} thrown away so far")
 
         workload, broke = await self._workload(), 0
+        patience_s = self._tools.settings.goals.quiet_timeout_s
+        until: float | None = None  # for so long a quiet time is waited for
         while True:
             await self._alone()
+            until = until or asyncio.get_running_loop().time() + patience_s
+            await self._quiet(until)
             try:
                 async with self._engine(version, way) as watched:
-                    measured = await measure(
-                        watched,
-                        workload,
-                        requests,
-                        seed,
-                        patience_s=self._tools.settings.goals.quiet_timeout_s,
-                        thrown=threw,
-                        beside=self._beside,
+                    measuring = measure(
+                        watched, workload, requests, seed, patience_s=patience_s, thrown=threw, beside=self._beside
                     )
+                    measured = await unless_crowded(watched, measuring)
+            except NotQuiet:
+                continue
             except NotAlone as error:
                 thrown += error.thrown
+                until = None
             except _UNFIT as error:
                 broke += 1
+                until = None
                 again = isinstance(error, EngineBroke) and broke < _TRIES
                 if whole and not again:
                     raise
@@ -128,6 +145,17 @@ class Sampler:
                 await self._tell("warning", "it waits for the learning jobs that are worked on beside it")
                 told = True
             await asyncio.sleep(_LOOK_S)
+
+    async def _quiet(self, until: float = math.inf) -> None:
+        """Wait until no request is answered: without an engine, for whose memory idle models would go that may be asked
+        next. Raises NoQuietTime."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if loop.time() >= until:
+                raise NoQuietTime(self._tools.settings.goals.quiet_timeout_s)
+            if not self._tools.yielding.paused:
+                return
+            await asyncio.sleep(_LOOK_FOR_QUIET_S)
 
     @contextlib.asynccontextmanager
     async def _engine(self, version: Version, way: Way) -> AsyncIterator[Watched]:
