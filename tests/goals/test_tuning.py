@@ -27,7 +27,7 @@ from modelops.api.goals import Goal, GoalLimits, GoalStep
 from modelops.client import Client
 from modelops.goals.asked import requests_of
 from modelops.goals.doing import REQUESTS as REQUESTS_FILE
-from modelops.goals.doing import Tools
+from modelops.goals.doing import TEXT, Tools
 from modelops.goals.measuring import NoQuietTime
 from modelops.goals.narrowing import MOST_AGAIN
 from modelops.goals.sampling import turns
@@ -35,6 +35,7 @@ from modelops.goals.space import MB, Way
 from modelops.goals.targets import Probed, ServingFacts
 from modelops.goals.tuning import ServingDoer
 from modelops.goals.values import Action, Pursued, Step
+from modelops.learning import datasets
 from modelops.learning.engines import OwnEngines
 from modelops.learning.yielding import Yielding
 from modelops.metrics import Metrics
@@ -382,6 +383,20 @@ async def test_another_format_is_published_served_undone_and_cleared_away(tiny: 
         assert [version.label for version in home.catalog.versions("tiny")] == ["v1"]
         assert not list((tmp_path / "formats").glob("*.gguf"))
         assert await steps.do("discard", again=True, weights=["Q8_0"], versions=["v1"], keep="") == {"removed": []}
+
+
+async def test_what_was_written_of_a_model_that_is_removed_is_cleared_away(tiny: Path, tmp_path: Path) -> None:
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        text = datasets.read([{"text": "the rose is red"}], "evaluate", "text")
+        datasets.write(text, tmp_path / TEXT)
+        await steps.do("rewrite", weights="Q8_0", cache_type="")
+        assert list((tmp_path / "formats").glob("*.gguf"))
+        await home.catalog.remove(home.catalog.versions("tiny"))
+        assert await steps.do("discard", weights=["Q8_0"], versions=["v1"], keep="") == {"removed": []}
+        assert not list((tmp_path / "formats").glob("*.gguf"))
 
 
 async def test_it_waits_for_memory_that_other_programs_hold(

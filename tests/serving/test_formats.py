@@ -154,7 +154,9 @@ async def test_what_somebody_else_needs_is_not_discarded(root: Path, tmp_path: P
         file = await formats.file(version, "Q8_0", Lender().borrow)
         formats.discard(version, "mine")
         assert file.exists()
+        assert formats.held("mine") == {version}
         formats.release("mine")
+        assert formats.held("mine") == set()
         formats.discard(version, "theirs")
         assert not file.exists()
 

@@ -70,6 +70,7 @@ class Sampler:
         """The version's weights as that, "" for as they are."""
         if not weights:
             return version.file
+        version = await self._tools.catalog.digest(version)  # by which the file is found when the version is removed
         self._formats.hold(self._goal_id, version)
         giving_way = self._tools.yielding.giving_way
         return await self._formats.file(version, weights, self._pool.borrow, giving_way=giving_way)  # type: ignore[arg-type]

@@ -206,11 +206,12 @@ class _Doing:
 
     async def discard(self) -> dict[str, Any]:
         """Files and versions that were made, and are not served."""
-        catalog = self._tools.catalog
+        catalog, goal_id = self._tools.catalog, self._goal.goal_id
+        versions = catalog.versions(self._name) if catalog.knows(self._name) else []
+        named = {version for version in versions if version.label in self._given["versions"]}
+        for version in named | self._formats.held(goal_id):  # also of what was removed meanwhile
+            await asyncio.to_thread(self._formats.discard, version, goal_id)
         with contextlib.suppress(NotFound):
-            for version in catalog.versions(self._name):
-                if version.label in self._given["versions"]:
-                    await asyncio.to_thread(self._formats.discard, version, self._goal.goal_id)
             gone = [each for each in self._made() if each.label != self._given["keep"]]
             return {"removed": await remove(self._tools, gone)}
         return {"removed": []}

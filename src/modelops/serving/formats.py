@@ -66,6 +66,10 @@ class Formats:
         """What is written of `version` is needed by `holder`, until `release`."""
         self._holders[holder].add(version)
 
+    def held(self, holder: str) -> frozenset[Version]:
+        """What `hold` was told for `holder`."""
+        return frozenset(self._holders.get(holder, ()))
+
     def release(self, holder: str) -> None:
         """`holder` needs nothing any more."""
         self._holders.pop(holder, None)
