@@ -66,9 +66,14 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene(
-    folder: Path, patch: pytest.MonkeyPatch, *, request_timeout_s: float = 600.0, **behaviour: Any
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    *,
+    request_timeout_s: float = 600.0,
+    model: Path | None = None,
+    **behaviour: Any,
 ) -> AsyncIterator[Scene]:
-    async with pooled(folder, patch, behaviour) as house:
+    async with pooled(folder, patch, behaviour, model=model) as house:
         server = {"request_timeout_s": request_timeout_s}
         settings = Settings.model_validate({"data_dir": folder, "server": server})
         other = tiny_gguf(folder / "made.gguf", general__name="made")

@@ -12,9 +12,12 @@ import pytest
 
 from adapters import make_adapter
 from damages import DAMAGES, Damage
-from goals.promoting import PROMOTE, TRAINED, Scene, scene
+from goals.promoting import OBJECTIVE, PROMOTE, TRAINED, Scene, scene
 from goals.pursued import until
+from goals.taught import HELD_OUT as HELD_OUT_ROWS
+from goals.taught import TRAIN
 from modelops.api.errors import Conflict, EngineFailed, InsufficientMemory, NotFound
+from modelops.api.goals import GoalLimits
 from modelops.goals.attempts import QualityFacts
 from modelops.goals.doing import HELD_OUT
 from modelops.goals.values import Action, Step
@@ -259,6 +262,18 @@ async def test_an_engine_that_was_replaced_is_waited_for(tmp_path: Path, monkeyp
             await asyncio.wait({discarding}, timeout=0.1)
             assert not discarding.done()
         assert await discarding == {"removed": ["v2"]}
+
+
+async def test_adapters_of_the_present_version_are_told_of(
+    learning: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch, model=tiny) as made:
+        wanted = OBJECTIVE.model_copy(update={"train_dataset": TRAIN, "eval_dataset": HELD_OUT_ROWS})
+        base = made.house.catalog.active("a")
+        warned = (await made.doer.check(wanted, GoalLimits())).warnings
+        await made.house.catalog.publish_adapter("a:x", base, make_adapter(tmp_path / "x.gguf", base.file))
+        (more,) = set((await made.doer.check(wanted, GoalLimits())).warnings) - set(warned)
+        assert "adapters that were made for the present version ('a:x') are refused until that answers again" in more
 
 
 # --- the watch ---

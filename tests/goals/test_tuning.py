@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import pytest
 
+from adapters import make_adapter
 from chaos.callers import client
 from goals.pursued import until
 from goals.tuned import objective
@@ -667,6 +668,20 @@ async def test_on_a_machine_with_a_gpu_it_is_tuned_where_the_engine_cannot_use_t
                 await checking
         else:
             assert (await checking).plan.steps
+
+
+async def test_weights_that_adapters_would_not_fit_are_not_applied(tiny: Path, tmp_path: Path) -> None:
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        base = home.catalog.active("tiny")
+        await home.catalog.publish_adapter("tiny:x", base, make_adapter(tmp_path / "x.gguf", base.file))
+        given: dict[str, Any] = {"wish": Wish().to_json(), "tuned": ""}
+        with pytest.raises(Conflict, match="made for the weights of v1, and would be refused: 'tiny:x'"):
+            await steps.do("apply", changes={"weights": "Q8_0"}, **given)
+        assert home.catalog.active("tiny").label == "v1"
+        assert await steps.do("apply", changes={"slots": 2}, **given) == {"version": "v1"}
 
 
 async def test_random_words_are_not_guessed(tiny: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,9 +74,18 @@ class QualityDoer:
         return Checked(
             objective=objective.model_copy(update=bare),
             plan=asked.plan(objective, name, job.plan or JobPlan(), most),
-            warnings=(*job.warnings, *asked.warnings(files)),
+            warnings=(*job.warnings, *asked.warnings(files), *self._adapters(version)),
             files=files,
         )
+
+    def _adapters(self, version: Version) -> Iterator[str]:
+        """What becomes of the adapters that answer beside the version, where there are any."""
+        adapters = self._tools.pool.adapters.active(version)
+        if found := ", ".join(f"'{adapter.model_name}'" for adapter in adapters):
+            yield (
+                f"what is promoted is another base: adapters that were made for the present version ({found}) are "
+                "refused until that answers again"
+            )
 
     # --- looking ---
     async def facts(self, goal: Pursued, folder: Path) -> QualityFacts:

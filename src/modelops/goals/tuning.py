@@ -178,6 +178,7 @@ class _Doing:
             version = await self._tools.catalog.publish(self._name, file, "llm", lineage)
         wish = changed(Wish.from_json(given["wish"]), changes, self._objective.draft_model_name)
         await self._rest()
+        self._keep_adapters(version)
         await self._serve(version, wish)
         await self._tools.catalog.set_tuned(self._name, _tuned(self._objective, given))
         return {"version": version.label}
@@ -230,6 +231,14 @@ class _Doing:
         active = self._tools.catalog.active(self._name).label
         ours = (applied, self._given["version"], *(each.label for each in self._made()))
         return "" if active in ours else active
+
+    def _keep_adapters(self, version: Version) -> None:
+        """Raises Conflict where adapters that answer beside the model would be refused beside that version."""
+        present = self._version()
+        lost = self._tools.pool.adapters.active(present) if version.digest != present.digest else []
+        if lost:
+            named = ", ".join(f"'{adapter.model_name}'" for adapter in lost)
+            raise Conflict(f"adapters were made for the weights of {present.label}, and would be refused: {named}")
 
     async def _rest(self) -> None:
         """Wait until nothing is about to become of the model, as after a restart, or where somebody activates another
