@@ -543,6 +543,9 @@ async def test_no_idle_model_goes_while_there_is_no_quiet_time(tiny: Path, tmp_p
         steps.yielding.busy(True)
         with pytest.raises(NoQuietTime, match=r"no quiet time of its length within 0\.3 s"):
             await steps.do("measure", ways=ways, pairs=1, requests=1)
+        datasets.write(datasets.read([{"text": "the rose is red"}], "evaluate", "text"), tmp_path / TEXT)
+        with pytest.raises(NoQuietTime):
+            await steps.do("rewrite", weights="", cache_type="q8_0")
         assert home.pool.view("tiny").status == "loaded"
         steps.yielding.busy(False)
         assert (await steps.do("measure", ways=ways, pairs=1, requests=1))["measured"][0]["requests"] == 1

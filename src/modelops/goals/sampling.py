@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -76,12 +75,13 @@ class Sampler:
         return await self._formats.file(version, weights, self._pool.borrow, giving_way=giving_way)  # type: ignore[arg-type]
 
     async def perplexity(self, version: Version, way: Way) -> float:
-        """That of the text rows, with the version run so; each is measured once."""
+        """That of the text rows, with the version run so; each is measured once. Raises NoQuietTime."""
         key = f"perplexity/{version.label}/{way.weights}/{way.cache_type}"
         if (known := self.notes.get(key)) is None:
             rows = await asyncio.to_thread(datasets.load, self._folder / TEXT, "evaluate")
+            until = asyncio.get_running_loop().time() + self._tools.settings.goals.quiet_timeout_s
             while known is None:
-                await self._quiet()
+                await self._quiet(until)
                 with contextlib.suppress(NotQuiet):
                     async with self._engine(version, way) as watched:
                         known = await unless_crowded(watched, perplexity(watched, rows))
@@ -147,7 +147,7 @@ class Sampler:
                 told = True
             await asyncio.sleep(_LOOK_S)
 
-    async def _quiet(self, until: float = math.inf) -> None:
+    async def _quiet(self, until: float) -> None:
         """Wait until no request is answered: without an engine, for whose memory idle models would go that may be asked
         next. Raises NoQuietTime."""
         loop = asyncio.get_running_loop()
