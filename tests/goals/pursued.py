@@ -50,13 +50,15 @@ async def _nothing() -> None:
 @dataclass
 class CountingDoer:
     """Does what it is asked once for each `(goal, number)`, and counts. `point` is awaited before and after; `hold` as
-    long as a step of that kind is done; `fails` are kinds that cannot be done, and why."""
+    long as a step of that kind is done; `fails` are kinds that cannot be done, and why; `refuses` says why nothing
+    heavy fits now."""
 
     world: World = field(default_factory=World)
     script: Sequence[str] = SCRIPT
     point: Callable[[], Awaitable[None]] = _nothing
     hold: Callable[[Pursued, Step], Awaitable[None]] | None = None
     fails: Mapping[str, Exception] = field(default_factory=dict)
+    refuses: Callable[[Pursued], str] = lambda goal: ""
     gone: list[str] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
 
@@ -70,7 +72,7 @@ class CountingDoer:
         return len(self.world.effects)
 
     async def refusal(self, goal: Pursued, folder: Path) -> str:
-        return ""
+        return self.refuses(goal)
 
     async def perform(self, goal: Pursued, step: Step, folder: Path, tell: Tell) -> Mapping[str, Any]:
         key = (goal.goal_id, step.number)
@@ -100,6 +102,8 @@ class CountingDoer:
         if done == len(self.script):
             return End("completed", "all of it is done", {"reached": done})
         kind = self.script[done]
+        if kind.startswith("heavy") and seen.refusal and not seen.taken:
+            return Wait(seen.refusal, 0.01)
         if kind == "wait":
             return Wait("nothing is to be done", 3600, metrics={"looks": 1})
         so_far = done / len(self.script)

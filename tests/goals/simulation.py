@@ -167,6 +167,7 @@ class Simulation:
         self.working: dict[str, Working] = {}
         self.turning, self.changing = Turning(), Changing()
         self.waiting: tuple[turns.Waiting, ...] = ()  # as they should be
+        self.places: dict[str, turns.Waiting] = {}  # of those that have come before, and have not worked since
         self.came = 0
 
     def _claim(self, row: Row) -> None:
@@ -208,6 +209,7 @@ class Simulation:
         seen = replace(
             self._look(row),
             turn=self.turning.has(goal_id) and not (work.used and self.turning.wanted),
+            taken=self.turning.taken(goal_id),
             holder=self.changing.holder(goal_id),
             facts=world.facts(row.goal, self.now),
             refusal=world.refusal(row.goal, self.now),
@@ -216,9 +218,10 @@ class Simulation:
         self.decided += 1
         if self.decided % 20 == 0:
             assert decision == decide(row.goal, seen, self.way(row.goal)), f"{goal_id}: decided twice, it is another"
+        waits = isinstance(decision, Wait) and (decision.working or (decision.turn and not self.turning.has(goal_id)))
         if isinstance(decision, Act):
             self.changing.begin(goal_id)
-        if isinstance(decision, End) or (isinstance(decision, Wait) and not decision.working):
+        elif not waits:
             work.used = False
             self._give_back(goal_id)
         return decision
@@ -265,6 +268,8 @@ class Simulation:
         goal_id = row.goal.goal_id
         row.end, row.ended_s = end, self.now
         self._give_back(goal_id)
+        self.places.pop(goal_id, None)
+        self.turning.gone(goal_id)
         self.changing.gone(goal_id)
         del self.working[goal_id]
         if row.first_cancelled:
@@ -309,8 +314,14 @@ class Simulation:
         goal_id = row.goal.goal_id
         if not working and not self.turning.has(goal_id) and all(each.goal_id != goal_id for each in self.waiting):
             self.came += 1
-            self.waiting = (*self.waiting, turns.Waiting(goal_id, row.goal.priority, self.came))
-        return self.turning.ask(goal_id, row.goal.priority, lambda: self._its_turn(goal_id), working=working)
+            place = self.places.pop(goal_id, turns.Waiting(goal_id, row.goal.priority, self.came))
+            self.waiting = (*self.waiting, place)
+        has = self.turning.ask(goal_id, row.goal.priority, lambda: self._its_turn(goal_id), working=working)
+        if has and working and (place := self.places.pop(goal_id, None)):
+            self.waiting = turns.given(self.waiting, place)
+            for each in self.waiting:
+                self.rows[each.goal_id].passed = max(self.rows[each.goal_id].passed, each.passed)
+        return has
 
     def _its_turn(self, goal_id: str) -> None:
         """It has the turn: it is who should have it, and nobody else does what is heavy."""
@@ -318,14 +329,16 @@ class Simulation:
         assert chosen is not None and chosen.goal_id == goal_id, f"it was the turn of {chosen}, and {goal_id} has it"
         busy = {one for world in self.worlds.values() for one in world.heavy(self.now)} - {goal_id}
         assert not busy, f"it is the turn of {goal_id}, and heavy work is under way for {busy}"
-        self.waiting = turns.given(self.waiting, chosen)
-        for each in self.waiting:
-            self.rows[each.goal_id].passed = max(self.rows[each.goal_id].passed, each.passed)
+        self._leave(goal_id)
         self.working[goal_id].due = self.now
 
     def _give_back(self, goal_id: str) -> None:
-        self.waiting = tuple(each for each in self.waiting if each.goal_id != goal_id)
+        self._leave(goal_id)
         self.turning.give_back(goal_id)
+
+    def _leave(self, goal_id: str) -> None:
+        self.places.update({each.goal_id: each for each in self.waiting if each.goal_id == goal_id})
+        self.waiting = tuple(each for each in self.waiting if each.goal_id != goal_id)
 
     # --- what must not be ---
     def _may_be_killed(self) -> None:

@@ -252,6 +252,8 @@ def test_it_waits_where_there_is_no_room_now(tmp_path: Path) -> None:
     tuned = pursue(tmp_path)
     found = serving.decide(tuned.goal, tuned.seen(refusal="it waits for memory"))
     assert isinstance(found, Wait) and found.why == "it waits for memory"
+    asked = serving.decide(tuned.goal, tuned.seen(refusal="a job of another goal", turn=False, taken=True))
+    assert isinstance(asked, Act) and asked.heavy, "it waits for its turn"
     assert isinstance(serving.decide(tuned.goal, tuned.seen(facts=None)), Wait)
 
 

@@ -59,7 +59,9 @@ class Chores:
             return Wait("it works", 10.0, working=True)
         if len(goal.all("chore")) == self.chores:
             return End("completed", "all is done")
-        return Wait(seen.refusal, 10.0) if seen.refusal else Act(Action("chore"), "it is to be done", heavy=True)
+        if seen.refusal and not seen.taken:
+            return Wait(seen.refusal, 10.0)
+        return Act(Action("chore"), "it is to be done", heavy=True)
 
     def give_up(self, goal: Pursued, seen: Seen, ending: Ending) -> Decision:
         if goal.last("stop") is None and goal.last("chore") is not None:

@@ -88,6 +88,64 @@ def test_one_has_it_and_whoever_gets_it_next_is_woken_once() -> None:
     assert not turning.wanted
 
 
+def test_who_could_not_use_it_has_its_place_when_it_asks_again_and_no_sooner() -> None:
+    turning = Turning()
+    assert turning.ask("a", 3, lambda: None)
+    assert not turning.ask("first", 3, lambda: None)
+    assert not turning.ask("second", 3, lambda: None)
+    turning.give_back("a")
+    assert turning.has("first")
+    turning.give_back("first")
+    assert turning.has("second"), "it is not held for who does not ask"
+    assert turning.taken("first") and not turning.taken("second")
+    for late in ("third", "first"):
+        assert not turning.ask(late, 3, lambda: None)
+    turning.give_back("second")
+    assert turning.has("first")
+    assert turning.ask("first", 3, lambda: None, working=True)
+    turning.give_back("first")
+    assert turning.has("third")
+    for late in ("fourth", "first"):
+        assert not turning.ask(late, 3, lambda: None)
+    turning.give_back("third")
+    assert turning.has("fourth"), "the first has worked, and comes anew"
+
+
+def test_only_by_who_works_others_are_passed_over() -> None:
+    for working in (False, True):
+        turning, late = Turning(), "0"
+        assert turning.ask("a", 1, lambda: None)
+        assert not turning.ask("low", 0, lambda: None)
+        before = "a"
+        for number in range(PATIENCE + 1):
+            late = f"{number}"
+            assert not turning.ask(late, 1, lambda: None)
+            turning.give_back(before)
+            if turning.has("low"):
+                break
+            assert not working or turning.ask(late, 1, lambda: None, working=True)
+            before = late
+        assert (turning.has("low"), late) == (working, f"{PATIENCE}")
+
+
+def test_who_leaves_the_queue_for_a_while_was_passed_over_all_the_same() -> None:
+    turning, before = Turning(), "a"
+    assert turning.ask("a", 1, lambda: None)
+    assert not turning.ask("low", 0, lambda: None)
+    for number in range(PATIENCE):
+        assert not turning.ask(f"{number}", 1, lambda: None)
+        turning.give_back(before)
+        before = f"{number}"
+        assert turning.ask(before, 1, lambda: None, working=True)
+    turning.give_back("low")
+    assert not turning.ask("late", 1, lambda: None)
+    assert not turning.ask("low", 0, lambda: None)
+    turning.give_back(before)
+    assert turning.has("low")
+    turning.gone("low")
+    assert turning.has("late")
+
+
 def test_who_has_it_keeps_it_and_who_leaves_the_queue_is_passed_by() -> None:
     turning = Turning()
     assert turning.ask("a", 0, lambda: None)

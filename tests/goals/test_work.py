@@ -447,6 +447,45 @@ async def test_fifty_goals_at_once_do_what_is_heavy_one_at_a_time_in_the_order_o
         assert doer.world.doubled == []
 
 
+async def test_who_is_refused_while_another_has_the_turn_waits_for_that(tmp_path: Path) -> None:
+    at: list[str] = []
+    urgent, turning = "", Turning()
+
+    async def hold(goal: Pursued, step: Step) -> None:
+        at.append(goal.goal_id)
+        await until(lambda: turning.wanted or urgent in at, "that the urgent one has asked")
+        at.append("")
+
+    doer = CountingDoer(script=("heavy one", "heavy two", "heavy three"), hold=hold)
+    doer.refuses = lambda goal: "jobs are worked on" if goal.goal_id == urgent and at[-1] else ""
+    async with pursuing(tmp_path, doer, turning=turning) as parts:
+        low = await parts.create("m", priority="low")
+        await until(lambda: at, "that the first is at work")
+        urgent = (await parts.create("n", priority="critical")).goal_id
+        for goal_id in (low.goal_id, urgent):
+            assert (await parts.end(goal_id)).status == "completed"
+        heavy = [goal_id for goal_id, _, kind in doer.world.asked if kind.startswith("heavy")]
+        assert heavy[:2] == [low.goal_id, urgent]
+
+
+async def test_what_does_not_fit_waits_without_the_turn_and_says_so(tmp_path: Path) -> None:
+    refused = True
+    doer = CountingDoer(script=("heavy one",))
+    async with pursuing(tmp_path, doer) as parts:
+        stuck = ""
+        doer.refuses = lambda goal: "there is no room" if refused and goal.goal_id == stuck else ""
+        stuck = (await parts.create("m", priority="critical")).goal_id
+        await until(partial(_looked, doer, 5), "that it has looked")
+        other = await parts.create("n", priority="low")
+        assert (await parts.end(other.goal_id)).status == "completed"
+        found = await parts.goals.get(stuck)
+        assert (found.status, found.message) == ("active", "there is no room")
+        events = [event.message for event in await parts.queries.events(stuck)]
+        assert len(events) < 6, "it is told once, and once that it waits for its turn"
+        refused = False
+        assert (await parts.end(stuck)).status == "completed"
+
+
 async def test_a_job_of_its_own_wakes_a_goal_and_no_other(tmp_path: Path) -> None:
     doer = CountingDoer(script=LONG)
     async with pursuing(tmp_path, doer) as parts:

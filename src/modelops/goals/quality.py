@@ -49,7 +49,7 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
         return Wait(seen.refusal)
     view = _View(goal, seen)
     decision = view.watched(view.promoted) if view.promoted else view.sought()
-    if isinstance(decision, Act) and decision.heavy and seen.refusal:
+    if isinstance(decision, Act) and decision.heavy and seen.refusal and not seen.taken:
         return Wait(f"it does not fit at this moment: {seen.refusal}", seconds=5.0)
     return view.keeping_turn(decision)
 

@@ -43,7 +43,7 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
     decision = Search(goal, objective, facts).next()
     if isinstance(decision, End):
         return _cleared(goal, seen, decision)
-    if isinstance(decision, Act) and decision.heavy and seen.refusal:
+    if isinstance(decision, Act) and decision.heavy and seen.refusal and not seen.taken:
         return Wait(seen.refusal, seconds=5.0)
     if isinstance(decision, Act) and decision.action.kind == "apply":
         return _applying(decision, objective, seen)

@@ -16,12 +16,17 @@ class Turning:
         self._holder = ""
         self._expected: set[str] = set()
         self._waiting: tuple[Waiting, ...] = ()
+        self._places: dict[str, Waiting] = {}  # of those that have come before, and have not worked since
         self._wake: dict[str, Callable[[], None]] = {}
         self._numbers = itertools.count(1)
 
     def has(self, goal_id: str) -> bool:
         """Whether it is the goal's turn."""
         return self._holder == goal_id
+
+    def taken(self, goal_id: str) -> bool:
+        """Whether it is another's, or kept for one."""
+        return self._holder not in ("", goal_id) or bool(self._expected - {goal_id})
 
     @property
     def wanted(self) -> bool:
@@ -35,34 +40,48 @@ class Turning:
 
     def ask(self, goal_id: str, priority: int, wake: Callable[[], None], *, working: bool = False) -> bool:
         """Whether it is the goal's turn; else the goal waits, and is woken when it is. One that is `working` at
-        something heavy already goes before all that wait."""
+        something heavy already goes before all that wait. It has one place among them until it works: a turn that it
+        could not use costs it nothing, and nobody else was passed over by it."""
         self._expected.discard(goal_id)
-        if working and not self._holder:
+        if working and self._holder in ("", goal_id):
             self._leave(goal_id)
             self._holder = goal_id
+            if place := self._places.pop(goal_id, None):
+                self._waiting = given(self._waiting, place)
         elif self._holder != goal_id and all(each.goal_id != goal_id for each in self._waiting):
-            self._waiting += (Waiting(goal_id, priority, next(self._numbers)),)
+            place = self._places.pop(goal_id, None) or Waiting(goal_id, priority, next(self._numbers))
+            self._waiting += (place,)
             self._wake[goal_id] = wake
         self._pass_on()
         return self._holder == goal_id
 
     def give_back(self, goal_id: str) -> None:
-        """The goal does not need it, nor does it wait for it."""
+        """The goal does not need it now, nor does it wait for it."""
         self._leave(goal_id)
         self._expected.discard(goal_id)
         if self._holder == goal_id:
             self._holder = ""
         self._pass_on()
 
+    def gone(self, goal_id: str) -> None:
+        """The goal has ended."""
+        self.give_back(goal_id)
+        self._places.pop(goal_id, None)
+
     def _leave(self, goal_id: str) -> None:
+        for place in self._waiting:
+            if place.goal_id == goal_id:
+                self._places[goal_id] = place
         self._waiting = tuple(each for each in self._waiting if each.goal_id != goal_id)
         self._wake.pop(goal_id, None)
 
     def _pass_on(self) -> None:
         if self._holder or self._expected or (chosen := first(self._waiting)) is None:
             return
-        self._holder, self._waiting = chosen.goal_id, given(self._waiting, chosen)
-        self._wake.pop(chosen.goal_id)()
+        wake = self._wake[chosen.goal_id]
+        self._leave(chosen.goal_id)
+        self._holder = chosen.goal_id
+        wake()
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class Seen:
 
     `elapsed_s` is how long the goal has been active, by a clock that nobody sets. `turn`: heavy work may be begun now,
     it is this goal's turn. `holder`: words for the goal that changes the same model, and goes first. `refusal`: why
-    what the goal would take next does not fit at this moment. `facts` is what the goal's type sees besides.
+    what the goal would take next does not fit at this moment. `taken`: it is another's turn, and what does not fit may
+    well do so when that is over. `facts` is what the goal's type sees besides.
     """
 
     elapsed_s: float = 0.0
@@ -100,6 +101,7 @@ class Seen:
     turn: bool = True
     holder: str = ""
     refusal: str = ""
+    taken: bool = False
     ending: Ending | None = None  # it has been decided before that it is to end, and so it stays
     models: Mapping[str, ModelSeen] = field(default_factory=dict)
     facts: Any = None

@@ -119,7 +119,7 @@ class Work(work.Work):
                 else:
                     await self._wait(decision)
         finally:
-            self._works.turning.give_back(self._row.id)
+            self._works.turning.gone(self._row.id)
 
     async def _begin(self) -> None:
         again = self._row.attempts > 1
@@ -173,7 +173,8 @@ class Work(work.Work):
         # From here on nothing is waited for: what is seen of other goals holds when it is decided.
         turn = turning.has(goal.goal_id) and not (self._used and turning.wanted)
         holder = self._works.changing.holder(goal.goal_id)
-        seen = replace(self._look(), turn=turn, holder=holder, facts=facts, refusal=refusal)
+        taken = turning.taken(goal.goal_id)
+        seen = replace(self._look(), turn=turn, taken=taken, holder=holder, facts=facts, refusal=refusal)
         if seen.ending is None and ended_by(goal, seen):
             return await self._decide()  # it is to end since: that is written first
         decision = decide(goal, seen, self._works.way(goal))
