@@ -218,10 +218,13 @@ class Simulation:
         self.decided += 1
         if self.decided % 20 == 0:
             assert decision == decide(row.goal, seen, self.way(row.goal)), f"{goal_id}: decided twice, it is another"
-        waits = isinstance(decision, Wait) and (decision.working or (decision.turn and not self.turning.has(goal_id)))
+        if isinstance(decision, Wait) and decision.turn and self.turning.has(goal_id):
+            work.used = False
+            if self._hands_on(row):
+                decision = decide(row.goal, replace(seen, turn=True), self.way(row.goal))
         if isinstance(decision, Act):
             self.changing.begin(goal_id)
-        elif not waits:
+        elif not (isinstance(decision, Wait) and (decision.working or decision.turn)):
             work.used = False
             self._give_back(goal_id)
         return decision
@@ -239,7 +242,7 @@ class Simulation:
             if kept.heavy and not self._asks(row, working=True) and not ending:
                 work.due = self._until(row, 600.0)
                 return None
-            work.used = kept.heavy
+            work.used = work.used or kept.heavy
             if ending:
                 return self._finish(row, work, replace(step, error=f"interrupted: {ending.why}"))
             self._check_done_once(row, step)
@@ -310,12 +313,21 @@ class Simulation:
         work.noted = self.now
 
     # --- turns ---
+    def _hands_on(self, row: Row) -> bool:
+        """It has worked, and is to work again: whether it goes first all the same."""
+        self._comes(row)
+        return self.turning.hand_on(row.goal.goal_id, row.goal.priority, lambda: self._its_turn(row.goal.goal_id))
+
+    def _comes(self, row: Row) -> None:
+        goal_id = row.goal.goal_id
+        self.came += 1
+        place = self.places.pop(goal_id, turns.Waiting(goal_id, row.goal.priority, self.came))
+        self.waiting = (*self.waiting, place)
+
     def _asks(self, row: Row, *, working: bool = False) -> bool:
         goal_id = row.goal.goal_id
         if not working and not self.turning.has(goal_id) and all(each.goal_id != goal_id for each in self.waiting):
-            self.came += 1
-            place = self.places.pop(goal_id, turns.Waiting(goal_id, row.goal.priority, self.came))
-            self.waiting = (*self.waiting, place)
+            self._comes(row)
         has = self.turning.ask(goal_id, row.goal.priority, lambda: self._its_turn(goal_id), working=working)
         if has and working and (place := self.places.pop(goal_id, None)):
             self.waiting = turns.given(self.waiting, place)

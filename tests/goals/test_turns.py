@@ -111,6 +111,31 @@ def test_who_could_not_use_it_has_its_place_when_it_asks_again_and_no_sooner() -
     assert turning.has("fourth"), "the first has worked, and comes anew"
 
 
+def test_who_is_to_work_again_waits_as_one_that_comes_now_and_the_most_urgent_goes_first() -> None:
+    turning, order = Turning(), list[str]()
+    priorities = {"critical": 3, "low": 0}
+    assert turning.ask("critical", 3, lambda: None)
+    assert not turning.ask("low", 0, lambda: None)
+    for _ in range(2 * (LEVELS * PATIENCE + 1)):
+        holder = next(each for each in priorities if turning.has(each))
+        order.append(holder)
+        assert turning.ask(holder, priorities[holder], lambda: None, working=True)
+        assert turning.hand_on(holder, priorities[holder], lambda: None) == turning.has(holder)
+    assert order == [*["critical"] * LEVELS * PATIENCE, "low"] * 2
+
+
+def test_of_one_priority_they_take_turns() -> None:
+    turning, order = Turning(), list[str]()
+    for each in "abc":
+        turning.ask(each, 1, lambda: None)
+    for _ in range(6):
+        holder = next(each for each in "abc" if turning.has(each))
+        order.append(holder)
+        assert turning.ask(holder, 1, lambda: None, working=True)
+        turning.hand_on(holder, 1, lambda: None)
+    assert "".join(order) == "abcabc"
+
+
 def test_only_by_who_works_others_are_passed_over() -> None:
     for working in (False, True):
         turning, late = Turning(), "0"

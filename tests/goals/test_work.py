@@ -468,6 +468,40 @@ async def test_who_is_refused_while_another_has_the_turn_waits_for_that(tmp_path
         assert heavy[:2] == [low.goal_id, urgent]
 
 
+async def test_the_more_urgent_of_two_goes_on_before_the_other(tmp_path: Path) -> None:
+    turning, held = Turning(), Held("heavy one")
+    doer = CountingDoer(script=("heavy one", "tidy", "heavy two", "heavy three"), hold=held)
+    async with pursuing(tmp_path, doer, turning=turning) as parts:
+        urgent = await parts.create("m", priority="critical")
+        await until(lambda: held.entered, "that the urgent one is at work")
+        low = await parts.create("n", priority="low")
+        await until(lambda: turning.wanted, "that the other waits")
+        held.go_on.set()
+        for goal in (urgent, low):
+            assert (await parts.end(goal.goal_id)).status == "completed"
+        heavy = [goal_id for goal_id, _, kind in doer.world.asked if kind.startswith("heavy")]
+        assert heavy == [urgent.goal_id] * 3 + [low.goal_id] * 3
+        told = [event.message for event in await parts.queries.events(urgent.goal_id)]
+        assert sum("it waits for its turn" in each for each in told) == 1, "as long as nobody else has it"
+
+
+async def test_the_less_urgent_of_two_hands_its_turn_on_also_where_it_does_what_is_light_between(
+    tmp_path: Path,
+) -> None:
+    turning, held = Turning(), Held("heavy one")
+    doer = CountingDoer(script=("heavy one", "tidy", "heavy two"), hold=held)
+    async with pursuing(tmp_path, doer, turning=turning) as parts:
+        low = await parts.create("m", priority="low")
+        await until(lambda: held.entered, "that the first is at work")
+        urgent = await parts.create("n", priority="critical")
+        await until(lambda: turning.wanted, "that the other waits")
+        held.go_on.set()
+        for goal in (low, urgent):
+            assert (await parts.end(goal.goal_id)).status == "completed"
+        heavy = [goal_id for goal_id, _, kind in doer.world.asked if kind.startswith("heavy")]
+        assert heavy == [low.goal_id, urgent.goal_id, urgent.goal_id, low.goal_id]
+
+
 async def test_what_does_not_fit_waits_without_the_turn_and_says_so(tmp_path: Path) -> None:
     refused = True
     doer = CountingDoer(script=("heavy one",))

@@ -55,6 +55,12 @@ class Turning:
         self._pass_on()
         return self._holder == goal_id
 
+    def hand_on(self, goal_id: str, priority: int, wake: Callable[[], None]) -> bool:
+        """The goal has worked, and is to work again: it waits for that, as one that comes now. Whether it is its turn
+        again, as it goes before all others that wait."""
+        self._holder = ""
+        return self.ask(goal_id, priority, wake)
+
     def give_back(self, goal_id: str) -> None:
         """The goal does not need it now, nor does it wait for it."""
         self._leave(goal_id)

@@ -178,10 +178,13 @@ class Work(work.Work):
         if seen.ending is None and ended_by(goal, seen):
             return await self._decide()  # it is to end since: that is written first
         decision = decide(goal, seen, self._works.way(goal))
-        waits = isinstance(decision, Wait) and (decision.working or (decision.turn and not turning.has(goal.goal_id)))
+        if isinstance(decision, Wait) and decision.turn and turning.has(goal.goal_id):
+            self._used = False
+            if turning.hand_on(goal.goal_id, self._row.priority, self.wake):
+                decision = decide(goal, replace(seen, turn=True), self._works.way(goal))
         if isinstance(decision, Act):
             self._works.changing.begin(goal.goal_id)
-        elif not waits:
+        elif not (isinstance(decision, Wait) and (decision.working or decision.turn)):
             self._used = False
             turning.give_back(goal.goal_id)
         return decision
@@ -228,7 +231,7 @@ class Work(work.Work):
             if not clears and self._to_end():
                 break
             await self._doze(_LOOK_S)
-        self._used = kept.heavy
+        self._used = self._used or kept.heavy
         result: Mapping[str, Any] = {}
         error, fault = "", False
         try:
