@@ -257,6 +257,55 @@ def test_it_waits_where_there_is_no_room_now(tmp_path: Path) -> None:
     assert isinstance(serving.decide(tuned.goal, tuned.seen(facts=None)), Wait)
 
 
+def begun(tuned: Tuned, until: str) -> Act:
+    """The first step of that kind or stage, not done yet."""
+    while True:
+        decision = tuned.decide()
+        assert isinstance(decision, Act)
+        if until in (decision.action.kind, decision.action.arguments.get("stage")):
+            return decision
+        tuned.do(decision)
+
+
+def test_where_nothing_could_be_measured_now_it_does_not_end(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path, {"formats": []})
+    begun(tuned, "settings")
+    tuned.facts = replace(tuned.facts, room_bytes=0)
+    lent = tuned.seen(refusal="learning jobs are worked on")
+    assert serving.decide(tuned.goal, lent) == Wait("learning jobs are worked on", seconds=5.0)
+    others = serving.decide(tuned.goal, replace(lent, turn=False, taken=True))
+    assert isinstance(others, Wait) and others.turn, "it looks again when it has its turn"
+    assert isinstance(tuned.decide(), End), "where nobody has it that could give it back"
+    tuned.objective = objective(p95_latency_ms=4000)
+    met = serving.decide(tuned.goal, tuned.seen(refusal="learning jobs are worked on"))
+    assert isinstance(met, End) and "the present way meets the target" in met.why
+
+
+def test_a_format_that_does_not_fit_at_this_moment_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
+    for fits_again in (True, False):
+        tuned = pursue(tmp_path, {"formats": ["Q8_0"]})
+        begun(tuned, "rewrite")
+        room = tuned.facts.room_bytes
+        tuned.facts = replace(tuned.facts, room_bytes=tuned.facts.bytes(PRESENT))
+        waited = tuned.decide()
+        assert isinstance(waited, Wait) and "does not fit at this moment" in waited.why
+        tuned.elapsed += 10 if fits_again else 61
+        tuned.facts = replace(tuned.facts, room_bytes=room if fits_again else tuned.facts.room_bytes)
+        decision = tuned.decide()
+        assert isinstance(decision, Act)
+        assert (decision.action.kind == "rewrite") is fits_again
+
+
+def test_what_was_the_best_and_does_not_fit_at_this_moment_is_not_lost(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path, {"formats": ["Q8_0"]})
+    begun(tuned, "settings")
+    room = tuned.facts.room_bytes
+    tuned.facts = replace(tuned.facts, room_bytes=tuned.facts.bytes(PRESENT))
+    assert isinstance(tuned.decide(), Wait)
+    tuned.facts = replace(tuned.facts, room_bytes=room)
+    assert tuned.run().result["applied"]["weights"] == "Q8_0"
+
+
 # --- after it was applied ---
 def applied(folder: Path) -> Tuned:
     tuned = pursue(folder)

@@ -64,9 +64,13 @@ class Search:
         self._steps = [step for step in ours if step.action.kind == "measure" and not step.error]
         # How it was run when it was measured first: whoever loads it otherwise meanwhile changes nothing.
         self._present = Way.from_json(self._steps[0].action.arguments["ways"][0]) if self._steps else facts.present
+        self.left_out: set[Way] = set()
+        self.short = False
 
     def next(self) -> Decision:
-        """What is to be done next; an Act of the kind `apply`, or an End, where all is known."""
+        """What is to be done next; an Act of the kind `apply`, or an End, where all is known. From then on `left_out`
+        has the ways that are not tried as they do not fit at this moment, and `short` says whether one of them would be
+        next, or was better than what is."""
         if not self._steps:
             first = {"stage": "present", "round": 0, "ways": [self._present.to_json()], "pairs": 1}
             said = "how the model is run now is measured first"
@@ -113,6 +117,8 @@ class Search:
             unknown = [way for way in found if self._verdict(way.weights, "") is None]
             if unknown and len(self._steps) == 1:  # what fits by now, and did not, is not tried any more
                 return self._rewrite(unknown[0].weights, "")
+            if len(self._steps) == 1:
+                self.short = any(self._verdict(way.weights, "") is not False for way in self.left_out)
             return [way for way in found if self._verdict(way.weights, "")]
         if stage == "settings":
             cache = space.cache_matters(self._workload) and centre.cache_type == "f16"
@@ -130,7 +136,11 @@ class Search:
     def _fits(self, way: Way) -> bool:
         size = self._facts.bytes(way)
         most = self._objective.max_memory_mb
-        return size <= self._facts.room_bytes and (most is None or size <= most * MB)
+        if most is not None and size > most * MB:
+            return False
+        if size > self._facts.room_bytes:
+            self.left_out.add(way)
+        return size <= self._facts.room_bytes
 
     def _verdict(self, weights: str, cache_type: str) -> bool | None:
         """Whether the model loses little enough so; None: that is not known yet."""
@@ -151,6 +161,8 @@ class Search:
     def _stage(self, stage: str, ways: Sequence[Way], centre: Way) -> Act | None:
         """The next round of the stage, None where it has ended."""
         rounds = self._rounds(stage)
+        ratios = dict(self._step_ratios(rounds[-1])) if rounds else {}
+        self.short |= any(ratios[way] > ratios.get(centre, 0.0) for way in self.left_out & ratios.keys())
         if rounds and (again := self._again(rounds[-1])):
             return again
         left = tuple(ways)[: space.MOST_WAYS]

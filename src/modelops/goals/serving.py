@@ -27,6 +27,9 @@ _FAILURES = 3
 _UNANSWERED = 3
 #: So long after the watch the answer to a probe is waited for that could tell of a model that hangs.
 _LONGER_S = 60.0
+#: So long a way that is to be tried is waited for that does not fit at this moment.
+_ROOM_S = 60.0
+_NO_ROOM = "what is to be tried does not fit at this moment"
 
 
 def decide(goal: Pursued, seen: Seen) -> Decision:
@@ -40,7 +43,10 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
         return Wait("it waits until its model can be looked at")
     if why := _tired(goal):
         return give_up(goal, seen, Ending("failed", why))
-    decision = Search(goal, objective, facts).next()
+    search = Search(goal, objective, facts)
+    decision = search.next()
+    if wait := _short(goal, seen, search, decision):
+        return wait
     if isinstance(decision, End):
         return _cleared(goal, seen, decision)
     if isinstance(decision, Act) and decision.heavy and seen.refusal and not seen.taken:
@@ -48,6 +54,20 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
     if isinstance(decision, Act) and decision.action.kind == "apply":
         return _applying(decision, objective, seen)
     return replace(decision, progress=progress(goal.steps)) if isinstance(decision, Act) else decision
+
+
+def _short(goal: Pursued, seen: Seen, search: Search, decision: Decision) -> Wait | None:
+    """What is decided on for want of memory alone is waited for: as long as nothing could be measured now, or for a
+    while, as others may give it back."""
+    ends = isinstance(decision, End) and bool(search.left_out)
+    if seen.refusal and (ends or search.short):
+        if seen.taken:
+            return Wait(f"it waits for its turn: {_NO_ROOM}", turn=True)
+        return Wait(seen.refusal, seconds=5.0)
+    last = goal.last()
+    if search.short and last and seen.elapsed_s - (last.ended_s or 0.0) < _ROOM_S:
+        return Wait(_NO_ROOM, seconds=5.0)
+    return None
 
 
 def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
