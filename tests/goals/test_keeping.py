@@ -182,6 +182,16 @@ async def test_it_loads_its_models_and_probes_them(enter: Enter) -> None:
         assert scene.house.starts == 2
 
 
+async def test_what_is_loaded_is_probed_at_once_however_seldom_it_is_probed(enter: Enter) -> None:
+    async with enter() as scene:
+        goal = scene.goal(probe_seconds=3600)
+        await goal.answers()
+        assert goal.says("it is loaded and answers")
+        os.kill(psutil.Process(scene.house.pool.view("a").engine_pid).children()[0].pid, signal.SIGKILL)
+        await goal.until(lambda: goal.count("recoveries") == 1)
+        assert goal.count("probes") == goal.count("answered") == 2
+
+
 async def test_a_probe_comes_at_most_every_so_many_seconds(enter: Enter) -> None:
     async with enter() as scene:
         goal, began = scene.goal(probe_seconds=0.5), asyncio.get_running_loop().time()

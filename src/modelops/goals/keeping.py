@@ -267,9 +267,9 @@ class AvailabilityDoer:
             return known
         self._count += 1
         kept = self._goals[goal.goal_id] = _Kept(goal, self._count)
-        due = self._loop.time() + kept.objective.probe_seconds  # what is loaded only now is not yet to answer
+        due = self._loop.time() + kept.objective.probe_seconds  # what is not loaded is not yet to answer
         for name, tally in tallies_of(goal).items():
-            kept.models[name] = _Watched(tally.restarted(self._began), due=0.0 if self._up(name) else due)
+            kept.models[name] = _Watched(tally.restarted(self._began), due=due)
         if self._watching is None or self._watching.done():
             self._watching = self._tasks.start("watch", self._watch())
         return kept
@@ -299,7 +299,9 @@ class AvailabilityDoer:
                     self._see(name, watched)
 
     def _see(self, name: str, watched: _Watched) -> None:
-        watched.tally = watched.tally.seen(self._loop.time(), up=self._up(name))
+        was_up, watched.tally = watched.tally.up, watched.tally.seen(self._loop.time(), up=self._up(name))
+        if watched.tally.up and not was_up:
+            watched.due = 0.0
 
     def _up(self, name: str) -> bool:
         try:
