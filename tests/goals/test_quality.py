@@ -245,6 +245,16 @@ def test_of_a_failure_the_best_is_kept_and_the_others_are_deleted() -> None:
     assert act(found(BASELINE, TRAIN, second, **more)) == ("discard", {"versions": ["v2", "v3"]}), "none is any good"
 
 
+def test_what_could_not_be_discarded_is_told() -> None:
+    def tries(count: int) -> list[Step]:
+        return [step(3 + number, "discard", 10.0, "v2 runs still", versions=["v2"]) for number in range(count)]
+
+    assert act(found(BASELINE, TRAIN, *tries(2), cancelled="no more")) == ("discard", {"versions": ["v2"]})
+    end = found(BASELINE, TRAIN, *tries(3), cancelled="no more")
+    assert isinstance(end, End)
+    assert (end.status, end.why) == ("cancelled", "no more; left: v2: v2 runs still")
+
+
 def test_a_cancelled_goal_takes_back_what_is_not_confirmed_and_ends_its_jobs() -> None:
     running = JOBS | {"c": RUNNING}
     steps = BASELINE, TRAIN, PROMOTE, CONFIRM

@@ -251,8 +251,12 @@ class _View:
         for job_id, job in self.facts.jobs.items():
             if not job.ended:
                 return self._cancelled(job_id, why)
-        if act := self._tidied(self._best_made() if status == "failed" else ""):
+        kept = self._best_made() if status == "failed" else ""
+        if act := self._tidied(kept):
             return act
+        if left := self._not_kept(kept):
+            failed = self.goal.last("discard")
+            why = f"{why}; left: {', '.join(left)}" + (f": {failed.error}" if failed and failed.error else "")
         return End(status, why, self._result(confirmed))
 
     def _half_promoted(self) -> Step | None:
@@ -262,12 +266,16 @@ class _View:
 
     def _tidied(self, kept: str) -> Act | Wait | None:
         """Delete the versions that were made and do not answer, but that one."""
-        gone = sorted(self.facts.made - {self.active, kept})
-        if not gone or not self.model.registered:
+        gone = self._not_kept(kept)
+        if not gone:
             return None
         rest = f"; {kept} is the best, and kept" if kept else ""
         why = f"{', '.join(gone)} {'were' if len(gone) > 1 else 'was'} made for this goal, and not promoted{rest}"
         return retries.once_more(self.goal, self.seen, "discard", {"versions": gone}, why)
+
+    def _not_kept(self, kept: str) -> list[str]:
+        """The versions that were made, and are neither that one nor what answers."""
+        return sorted(self.facts.made - {self.active, kept}) if self.model.registered else []
 
     def _best_made(self) -> str:
         return worth_keeping(self.objective, self.attempts, self.facts.made - self.facts.damaged)
