@@ -190,7 +190,18 @@ def test_a_format_that_cannot_be_made_is_left_out(tmp_path: Path) -> None:
 
     tuned = pursue(tmp_path, breaks=breaks)
     assert tuned.run().status == "completed"
-    assert tuned.kinds().count("rewrite") == 2, "each is tried once"
+    assert tuned.kinds().count("rewrite") == 2 * 3, "each is tried three times"
+
+
+def test_a_format_that_could_not_be_made_once_is_made_a_little_later(tmp_path: Path) -> None:
+    def breaks(act: Act) -> str:
+        return "the disk is full" if act.action.kind == "rewrite" and "rewrite" not in tuned.kinds() else ""
+
+    tuned = pursue(tmp_path, breaks=breaks)
+    assert tuned.run().result["applied"]["weights"] == "Q8_0"
+    failed, again = (step for step in tuned.steps if step.action.arguments.get("weights") == "Q8_0")
+    assert (failed.error, again.error, again.action) == ("the disk is full", "", failed.action)
+    assert again.began_s - (failed.ended_s or 0.0) >= 2
 
 
 def test_an_engine_that_does_not_start_so_is_no_way(tmp_path: Path) -> None:
@@ -399,6 +410,8 @@ def test_what_was_loaded_and_has_failed_is_loaded_again(tmp_path: Path) -> None:
             assert found.action.arguments["load"] is load
             tuned.breaks = lambda act: "no room"
             tuned.do(found)
+            assert isinstance(serving.give_up(tuned.goal, tuned.seen(), Ending("cancelled", "no")), Wait)
+            tuned.elapsed += 10
 
 
 def test_an_undoing_that_has_failed_halfway_is_tried_again(tmp_path: Path) -> None:
@@ -408,6 +421,7 @@ def test_an_undoing_that_has_failed_halfway_is_tried_again(tmp_path: Path) -> No
         found = serving.give_up(tuned.goal, tuned.seen(), ending)
         assert isinstance(found, Act) and found.action.kind == "restore"
         tuned.do(found)
+        tuned.elapsed += 10
         tuned.model = replace(tuned.model, version="v1")  # it has come so far
     tuned.breaks = lambda act: ""
     found = serving.give_up(tuned.goal, tuned.seen(), ending)
@@ -462,11 +476,35 @@ def test_what_somebody_has_asked_to_forget_is_not_undone(tmp_path: Path, ending:
     assert found.result["applied"] == {}
 
 
-def test_what_could_not_be_applied_is_undone(tmp_path: Path) -> None:
+def test_what_could_not_be_applied_three_times_is_undone(tmp_path: Path) -> None:
     tuned = pursue(tmp_path, breaks=lambda act: "it does not start" if act.action.kind == "apply" else "")
     end = tuned.run()
     assert end.status == "failed" and "could not be applied: it does not start" in end.why
-    assert tuned.kinds()[-3:] == ["apply", "restore", "discard"]
+    assert tuned.kinds()[-5:] == ["apply"] * 3 + ["restore", "discard"]
+    assert end.result["applied"] == {}
+
+
+def test_what_could_not_be_applied_once_is_applied_a_little_later(tmp_path: Path) -> None:
+    def breaks(act: Act) -> str:
+        return "memory is short" if act.action.kind == "apply" and "apply" not in tuned.kinds() else ""
+
+    tuned = pursue(tmp_path, breaks=breaks)
+    end = tuned.run()
+    assert end.status == "completed" and end.result["applied"]["version"] == "v2"
+    failed, again = (step for step in tuned.steps if step.action.kind == "apply")
+    assert again.action == failed.action
+    assert again.began_s - (failed.ended_s or 0.0) >= 2
+    assert tuned.elapsed >= (again.ended_s or 0.0) + 30, "it is watched from then on"
+
+
+def test_what_could_not_be_applied_is_not_applied_over_what_somebody_has_activated(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path)
+    tuned.breaks = lambda act: "no" if act.action.kind == "apply" else ""
+    tuned.do(begun(tuned, "apply"))
+    tuned.elapsed += 60
+    tuned.model = replace(tuned.model, version="v9")
+    assert tuned.run().status == "failed"
+    assert tuned.kinds().count("apply") == 1
 
 
 def test_what_cannot_be_undone_is_told(tmp_path: Path) -> None:
@@ -476,6 +514,13 @@ def test_what_cannot_be_undone_is_told(tmp_path: Path) -> None:
     end = tuned.run()
     assert tuned.kinds().count("restore") == 3
     assert "could not be undone: no room" in end.why
+
+
+def test_what_cannot_be_discarded_is_told(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path, breaks=lambda act: "v2 runs still" if act.action.kind == "discard" else "")
+    end = tuned.run()
+    assert tuned.kinds()[-4:] == ["apply", *["discard"] * 3]
+    assert end.status == "completed" and end.why.endswith("; what was made is left: v2 runs still")
 
 
 def test_a_cancelled_goal_undoes_what_is_watched_and_clears_away(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from modelops.api.goals import ServingObjective
 from modelops.goals import space
+from modelops.goals.retries import TRIES
 from modelops.goals.space import MB, Measured, Way
 from modelops.goals.targets import ServingFacts, gain, hurried, measured_of, missed, result, score, ways_of, workload_of
 from modelops.goals.values import Act, Action, Decision, End, Pursued, Step
@@ -144,12 +145,14 @@ class Search:
 
     def _verdict(self, weights: str, cache_type: str) -> bool | None:
         """Whether the model loses little enough so; None: that is not known yet."""
-        wanted = (weights, cache_type)
+        wanted, failed = (weights, cache_type), 0
         for step in self._rewritten:
             given = step.action.arguments
             if (given["weights"], given.get("cache_type", "")) == wanted:
-                return not step.error and bool(step.result.get("kept"))
-        return None
+                if not step.error:
+                    return bool(step.result.get("kept"))
+                failed += 1
+        return False if failed >= TRIES else None
 
     def _rewrite(self, weights: str, cache_type: str) -> Act:
         said = f"a cache of the type {cache_type}" if cache_type else f"weights as {weights}"

@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from modelops.api.goals import ServingObjective
+from modelops.goals import retries
 from modelops.goals.narrowing import SEARCHED, Search, progress
+from modelops.goals.retries import TRIES
 from modelops.goals.space import Measured
 from modelops.goals.targets import Probed, ServingFacts, result, versions_of, weights_of
 from modelops.goals.values import Act, Action, Decision, End, Ending, ModelSeen, Pursued, Seen, Step, Wait
 
 __all__ = ["Probed", "ServingFacts", "decide", "give_up"]
 
-#: Times that a measurement is tried which could not be made, as where requests leave it no time.
-_TRIES = 3
 #: So many failures of the model's engine more than when another way was applied are that way's.
 _FAILURES = 3
 #: So many probes in a row that it does not answer, too.
@@ -51,9 +51,12 @@ def decide(goal: Pursued, seen: Seen) -> Decision:
         return _cleared(goal, seen, decision)
     if isinstance(decision, Act) and decision.heavy and seen.refusal and not seen.taken:
         return Wait(seen.refusal, seconds=5.0)
-    if isinstance(decision, Act) and decision.action.kind == "apply":
+    if not isinstance(decision, Act):
+        return decision
+    if decision.action.kind == "apply":
         return _applying(decision, objective, seen)
-    return replace(decision, progress=progress(goal.steps)) if isinstance(decision, Act) else decision
+    again = retries.pause(goal, seen, decision.action.kind, decision.action.arguments)
+    return again or replace(decision, progress=progress(goal.steps))
 
 
 def _short(goal: Pursued, seen: Seen, search: Search, decision: Decision) -> Wait | None:
@@ -75,8 +78,10 @@ def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
     assert isinstance(goal.objective, ServingObjective)
     applied, restored = goal.last("apply"), goal.all("restore")
     undone = any(not step.error for step in restored)
-    if applied and not undone and len(restored) < _TRIES and _is_ours(applied, restored, seen):
-        return Act(Action("restore", _back(goal.objective, applied, restored, seen)), f"{ending.why}: undone")
+    if applied and not undone and len(restored) < TRIES and _is_ours(applied, restored, seen):
+        back = _back(goal.objective, applied, restored, seen)
+        if again := retries.once_more(goal, seen, "restore", back, f"{ending.why}: undone"):
+            return again
     why = ending.why
     if restored and not undone:
         why += f"; what was applied could not be undone: {restored[-1].error}"
@@ -120,17 +125,20 @@ def _cleared(goal: Pursued, seen: Seen, end: End) -> Decision:
     made = weights_of(goal)
     undone = goal.last("restore")  # what was applied is of no use from then on
     discarded = [step for step in goal.all("discard") if undone is None or step.number > undone.number]
-    if not made or len(discarded) >= _TRIES or any(not step.error for step in discarded):
+    if not made or any(not step.error for step in discarded):
         return end
+    if len(discarded) >= TRIES:
+        return replace(end, why=f"{end.why}; what was made is left: {discarded[-1].error}")
     keeps = end.result.get("applied", {}).get("version", "")
-    action = Action("discard", {"weights": made, "versions": versions_of(goal), "keep": keeps})
-    return Act(action, "files that were made to be measured are not needed any more")
+    given = {"weights": made, "versions": versions_of(goal), "keep": keeps}
+    why = "files that were made to be measured are not needed any more"
+    return retries.pause(goal, seen, "discard", given) or Act(Action("discard", given), why)
 
 
 def _tired(goal: Pursued) -> str:
     """Why nothing more is tried, where a measurement has failed again and again."""
-    last = goal.all("measure")[-_TRIES:]
-    if len(last) == _TRIES and all(step.error for step in last):
+    last = goal.all("measure")[-TRIES:]
+    if len(last) == TRIES and all(step.error for step in last):
         return f"it could not be measured: {last[-1].error}"
     return ""
 
@@ -146,7 +154,10 @@ def _applying(decision: Act, objective: ServingObjective, seen: Seen) -> Act:
 def _after(goal: Pursued, seen: Seen, objective: ServingObjective, applied: Step) -> Decision:
     """What follows once a way was applied."""
     if applied.error:
-        return give_up(goal, seen, Ending("failed", f"the best way could not be applied: {applied.error}"))
+        # Where something else answers by now it was half done, or it is what somebody has chosen.
+        untouched = not goal.last("restore") and _model(objective, seen).version == applied.action.arguments["version"]
+        again = retries.once_more(goal, seen, "apply", applied.action.arguments, applied.why) if untouched else None
+        return again or give_up(goal, seen, Ending("failed", f"the best way could not be applied: {applied.error}"))
     if goal.last("restore"):
         ending = Ending("failed", str(goal.all("restore")[0].why.removesuffix(": undone")))
         return give_up(goal, seen, ending)
