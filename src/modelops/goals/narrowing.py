@@ -131,7 +131,7 @@ class Search:
         else:
             tried = self._rounds("settings")
             around = Way.from_json(tried[0].action.arguments["centre"]) if tried else centre
-            ways = [*space.together(around, self._ratios("settings"))]
+            ways = [*space.together(around, self._ratios("settings", around))]
         return [way for way in ways if way not in (self._present, centre) and self._fits(way)]
 
     def _fits(self, way: Way) -> bool:
@@ -251,9 +251,14 @@ class Search:
         found = [score(self._objective, each) if each else 0.0 for each in self._measured(step)]
         return [(way, each / found[0] if found[0] else each) for way, each in zip(ways_of(step), found, strict=True)]
 
-    def _ratios(self, stage: str) -> dict[Way, float]:
-        """Of each way in a stage, as it was measured for longest."""
-        return {way: ratio for step in self._rounds(stage) for way, ratio in self._step_ratios(step)}
+    def _ratios(self, stage: str, centre: Way) -> dict[Way, float]:
+        """Of each way in a stage how good it was by `centre` in the same round, as it was measured for longest."""
+        found: dict[Way, float] = {}
+        for step in self._rounds(stage):
+            ratios = dict(self._step_ratios(step))
+            if by := ratios.get(centre):
+                found |= {way: ratio / by for way, ratio in ratios.items()}
+        return found
 
     def _best(self, stage: str, centre: Way) -> Way:
         """The best of the stage's last round, of which `centre` is one."""
