@@ -188,6 +188,9 @@ class Simulation:
         self._may_be_killed()
         if isinstance(decision, Act):
             self._check_act(row, decision)
+            if decision.ending:
+                row.memory = row.memory.ending_with(decision.ending)
+                self._may_be_killed()
             number = row.memory.next_number
             step = Step(number, decision.action, decision.why, row.elapsed_s)
             kept = Kept(step, self.now, heavy=decision.heavy)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from modelops.api.goals import GoalLimits, QualityObjective
 from modelops.goals.decide import decide
 from modelops.goals.quality import JobSeen, QualityFacts, gate
-from modelops.goals.values import Act, Action, End, ModelSeen, Pursued, Seen, Step, Wait
+from modelops.goals.values import Act, Action, End, Ending, ModelSeen, Pursued, Seen, Step, Wait
 
 OBJECTIVE = QualityObjective(type="quality", model_name="m", metric="exact_match", target=0.9, watch_seconds=10)
 PERPLEXITY = OBJECTIVE.model_copy(update={"metric": "perplexity", "target": 5.0})
@@ -243,6 +243,23 @@ def test_of_a_failure_the_best_is_kept_and_the_others_are_deleted() -> None:
     worse = {"t": trained(after=0.05), "t2": trained("v3", after=0.04)}
     more["facts"]["jobs"] = JOBS | worse
     assert act(found(BASELINE, TRAIN, second, **more)) == ("discard", {"versions": ["v2", "v3"]}), "none is any good"
+
+
+def test_what_was_decided_on_when_it_begins_to_clear_away_is_how_it_ends() -> None:
+    bad = found(BASELINE, TRAIN, PROMOTE, version="v2", elapsed=101.0, facts={"unanswered": 3})
+    assert isinstance(bad, Act) and bad.action.kind == "roll_back"
+    assert bad.ending == Ending("failed", "v2 did not answer 3 probes in a row")
+    jobs = {"jobs": JOBS | {"c": judged("v2", 0.94)}, "made": frozenset({"v2", "v3"})}
+    done = found(BASELINE, TRAIN, PROMOTE, CONFIRM, version="v2", facts=jobs)
+    assert act(done) == ("discard", {"versions": ["v3"]})
+    assert isinstance(done, Act) and done.ending and done.ending.status == "completed"
+    jobs["made"] = frozenset({"v2"})
+    late: dict[str, Any] = {"ending": done.ending, "cancelled": "too late", "overdue": True, "status": "failed"}
+    end = found(BASELINE, TRAIN, PROMOTE, CONFIRM, version="v2", facts=jobs, **late)
+    assert isinstance(end, End)
+    assert (end.status, end.why, end.result["promoted"]) == ("completed", done.ending.why, "v2")
+    between = found(BASELINE, TRAIN, facts={"jobs": JOBS | {"t": trained(after=0.5)}})
+    assert isinstance(between, Act) and between.action.kind == "train" and between.ending is None
 
 
 def test_what_could_not_be_discarded_is_told() -> None:

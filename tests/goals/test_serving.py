@@ -535,6 +535,23 @@ def test_what_cannot_be_undone_is_told(tmp_path: Path) -> None:
     assert "could not be undone: no room" in end.why
 
 
+def test_what_was_decided_on_when_it_begins_to_clear_away_is_how_it_ends(tmp_path: Path) -> None:
+    tuned = applied(tmp_path)
+    tuned.elapsed += 31
+    done = tuned.decide()
+    assert isinstance(done, Act) and done.action.kind == "discard"
+    assert done.ending and done.ending.status == "completed"
+    tuned.do(done)
+    tuned.model = replace(tuned.model, status="failed")
+    end = tuned.run()
+    assert (end.status, end.why, end.result["applied"]["version"]) == ("completed", done.ending.why, "v2")
+    tuned = applied(tmp_path)
+    tuned.model = replace(tuned.model, status="failed", message="its engine ended")
+    undone = tuned.decide()
+    assert isinstance(undone, Act) and undone.action.kind == "restore"
+    assert undone.ending == Ending("failed", "the model failed in the applied way: its engine ended")
+
+
 def test_what_cannot_be_discarded_is_told(tmp_path: Path) -> None:
     tuned = pursue(tmp_path, breaks=lambda act: "v2 runs still" if act.action.kind == "discard" else "")
     end = tuned.run()

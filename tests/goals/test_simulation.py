@@ -264,15 +264,18 @@ def test_a_goal_is_cancelled_at_whichever_step(kind: str, seed: int, killed: boo
     finished.simulation.run()
     for number in range(1, len(finished.simulation.rows["g000"].goal.steps) + 1):
         simulation = alone(kind, seed).simulation
-        row = simulation.rows["g000"]
+        row, decided = simulation.rows["g000"], list[Ending | None]()
 
-        def begun(row: Row, step: Step, at: int = number, of: Simulation = simulation) -> None:
+        def begun(row: Row, step: Step, at: int = number, of: Simulation = simulation, to: list[Any] = decided) -> None:
             if step.number == at and row.cancel_s is None:
                 row.cancel_s = of.now
+                to.append(row.memory.ending)
                 if killed:
                     raise Killed
 
         simulation.begun = begun
         simulation.run()
-        assert row.end is not None and row.end.status == "cancelled", number
+        before = decided[0]
+        assert row.end is not None and row.end.status == (before.status if before else "cancelled"), number
+        assert before is None or row.goal.steps[number - 1].action.kind == "discard"
         assert row.ended_s - (row.cancel_s or 0.0) < 120, "it ends soon"

@@ -18,7 +18,7 @@ from modelops.engines.base import EngineBroke
 from modelops.goals import turns
 from modelops.goals.doing import HELD_OUT
 from modelops.goals.turning import Turning
-from modelops.goals.values import Decision, ModelSeen, Pursued, Seen, Step
+from modelops.goals.values import Act, Action, Decision, Ending, ModelSeen, Pursued, Seen, Step
 from modelops.store.goals import GoalQueries, GoalRow
 
 LONG = ("look", "heavy train", "promote", "wait")
@@ -234,6 +234,24 @@ async def test_what_clears_away_is_not_interrupted(tmp_path: Path) -> None:
         ended = await parts.end(made.goal_id)
         assert (held.cancelled, ended.status) == ([], "failed")
         assert ended.error_message == "it was not completed within limits.max_seconds (50)"
+
+
+async def test_an_end_that_was_decided_on_is_not_replaced_while_it_clears_away(tmp_path: Path) -> None:
+    class Ends(CountingDoer):
+        def decide(self, goal: Pursued, seen: Seen) -> Decision:
+            return Act(Action("clear"), "files are not needed", ending=Ending("completed", "all is well"))
+
+    held = Held("clear")
+    doer, clock = Ends(hold=held), Clock()
+    async with pursuing(tmp_path, doer, clock=clock) as parts:
+        made = await parts.create(limits={"max_seconds": 50})
+        await until(lambda: held.entered, "that it clears away")
+        clock.at += 60
+        await parts.goals.cancel(made.goal_id, "too late")
+    held.go_on.set()
+    async with pursuing(tmp_path, doer, clock=clock) as parts:
+        ended = await parts.end(made.goal_id)
+        assert (ended.status, ended.result, doer.world.of(made.goal_id)) == ("completed", {"reached": 0}, ["clear"])
 
 
 async def test_the_limit_of_time_interrupts_what_is_done(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from modelops.goals import serving
 from modelops.goals.sampling import together, turns
 from modelops.goals.space import MB, Measured, Way
 from modelops.goals.targets import ServingFacts
-from modelops.goals.values import Act, End, ModelSeen, Pursued, Seen, Step, Wait
+from modelops.goals.values import Act, End, Ending, ModelSeen, Pursued, Seen, Step, Wait
 from modelops.serving.gguf import read_header
 from support import tiny_gguf
 
@@ -64,6 +64,7 @@ class Tuned:
     said: list[str] = field(default_factory=list)
     progress: list[float] = field(default_factory=lambda: [0.0])
     decisions: int = 0
+    ending: Ending | None = None
 
     @property
     def goal(self) -> Pursued:
@@ -75,12 +76,17 @@ class Tuned:
     def decide(self) -> Act | Wait | End:
         self.decisions += 1
         assert self.decisions < 500, "it does not end"
-        found = serving.decide(self.goal, self.seen())
-        assert found == serving.decide(self.goal, self.seen()), "the same is decided again"
+        found = self._decide()
+        assert found == self._decide(), "the same is decided again"
         if not isinstance(found, End) and found.progress is not None:
             assert self.progress[-1] <= found.progress < 1
             self.progress.append(found.progress)
         return found
+
+    def _decide(self) -> Act | Wait | End:
+        if self.ending:
+            return serving.give_up(self.goal, self.seen(), self.ending)
+        return serving.decide(self.goal, self.seen())
 
     def run(self) -> End:
         """Pursue it to its end."""
@@ -96,6 +102,7 @@ class Tuned:
     def do(self, act: Act) -> None:
         """Do one step."""
         self.said.append(act.why)
+        self.ending = self.ending or act.ending
         began, self.elapsed = self.elapsed, self.elapsed + 1.0
         step = Step(len(self.steps) + 1, act.action, act.why, began, self.elapsed)
         error = self.breaks(act)

@@ -236,10 +236,14 @@ class _View:
     # --- the end ---
     def cleared(self, status: Literal["completed", "failed", "cancelled"], why: str) -> Decision:
         """What is under way is ended, what was promoted and not confirmed is undone, what was made is deleted unless
-        it is the best of a failure; then it is the end."""
-        promote = self.promoted or self._half_promoted()
-        confirmed = self._confirmed(promote) if promote and not self._bad(promote) else None
-        if promote and confirmed is None:
+        it is the best of a failure; then it is the end. Whatever comes meanwhile, it is that end."""
+        decision = self._clearing(status, why)
+        return replace(decision, ending=Ending(status, why)) if isinstance(decision, Act) else decision
+
+    def _clearing(self, status: Literal["completed", "failed", "cancelled"], why: str) -> Decision:
+        promote, reached = self.promoted or self._half_promoted(), status == "completed"
+        confirmed = self._confirmed(promote) if promote and (reached or not self._bad(promote)) else None
+        if promote and confirmed is None and not (reached and self.promoted):
             # First of all: callers are answered by it, or will be, where its swap was interrupted and goes on.
             going_on = promote.error and not self._after(promote, "roll_back")
             if going_on or self.active == promote.action.arguments["version"]:

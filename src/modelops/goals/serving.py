@@ -76,12 +76,14 @@ def _short(goal: Pursued, seen: Seen, search: Search, decision: Decision) -> Wai
 def give_up(goal: Pursued, seen: Seen, ending: Ending) -> Decision:
     """What is to be cleared away, and then the end: what was applied and is still watched is undone."""
     assert isinstance(goal.objective, ServingObjective)
+    if ending.status == "completed":  # what was applied, if anything, has passed its watch
+        return _cleared(goal, seen, End(ending.status, ending.why, result(goal)))
     applied, restored = goal.last("apply"), goal.all("restore")
     undone = any(not step.error for step in restored)
     if applied and not undone and len(restored) < TRIES and _is_ours(applied, restored, seen):
         back = _back(goal.objective, applied, restored, seen)
         if again := retries.once_more(goal, seen, "restore", back, f"{ending.why}: undone"):
-            return again
+            return replace(again, ending=ending) if isinstance(again, Act) else again
     why = ending.why
     if restored and not undone:
         why += f"; what was applied could not be undone: {restored[-1].error}"
@@ -132,7 +134,8 @@ def _cleared(goal: Pursued, seen: Seen, end: End) -> Decision:
     keeps = end.result.get("applied", {}).get("version", "")
     given = {"weights": made, "versions": versions_of(goal), "keep": keeps}
     why = "files that were made to be measured are not needed any more"
-    return retries.pause(goal, seen, "discard", given) or Act(Action("discard", given), why)
+    act = Act(Action("discard", given), why, ending=Ending(end.status, end.why))
+    return retries.pause(goal, seen, "discard", given) or act
 
 
 def _tired(goal: Pursued) -> str:

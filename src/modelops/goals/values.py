@@ -79,9 +79,9 @@ class ModelSeen:
 
 @dataclass(frozen=True)
 class Ending:
-    """The goal is to end, before its objective is reached: what is under way is cleared away first."""
+    """The goal is to end so: what is under way, or left, is cleared away first."""
 
-    status: Literal["failed", "cancelled"]
+    status: Literal["completed", "failed", "cancelled"]
     why: str
 
 
@@ -111,12 +111,13 @@ class Seen:
 @dataclass(frozen=True)
 class Act:
     """Do this next, because `why`. `heavy`: it takes much of the machine, and waits for the goal's turn. `progress` is
-    how far the goal is by then, where that is known."""
+    how far the goal is by then, where that is known. `ending`: it clears away before that end, which stays."""
 
     action: Action
     why: str
     heavy: bool = False
     progress: float | None = None
+    ending: Ending | None = None
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class Work(work.Work):
                 if isinstance(decision, End):
                     return Ended(decision.status, dict(decision.result), decision.why)
                 if isinstance(decision, Act):
+                    if decision.ending:
+                        await self._record.will_end(decision.ending)
                     await self._record.begin(decision)
                 else:
                     await self._wait(decision)
