@@ -92,6 +92,14 @@ async def test_it_is_asked_once_and_again_when_its_file_has_changed(
     assert times_asked(tmp_path) == 2
 
 
+async def test_one_that_was_stopped_is_asked_again(tmp_path: Path, sight: Sight) -> None:
+    said = "if [ $(wc -l < asked) = 1 ]; then kill -KILL $$; fi; echo 'Available devices:'"
+    path = program(tmp_path / "engine", f"cd {tmp_path}; echo asked >> asked; {said}")
+    assert not await sight.blind(path), "it has not told"
+    assert await sight.blind(path)
+    assert times_asked(tmp_path) == 2
+
+
 async def test_what_it_says_is_kept_also_where_nobody_waits_for_it_any_more(tmp_path: Path, sight: Sight) -> None:
     goes_on = tmp_path / "goes-on"
     path = program(

@@ -43,6 +43,11 @@ class Said:
     text: str = ""
 
     @property
+    def whole(self) -> bool:
+        """Whether it ended by itself."""
+        return self.status is not None and self.status >= 0
+
+    @property
     def last(self) -> str:
         """Its last line, for a reason."""
         lines = [line for line in self.text.splitlines() if line.strip()]
@@ -103,7 +108,10 @@ class Sight:
             self._asked[key] = self._tasks.start("ask for GPUs", _asked(executable))
         asked = self._asked[key]
         await asyncio.wait({asked})  # which goes on where its first caller does not wait any more
-        return not asked.cancelled() and not asked.exception() and asked.result().gpus == ()
+        if asked.cancelled() or asked.exception() or not asked.result().said.whole:
+            self._asked.pop(key, None)  # it was stopped, or too slow: whoever wants to know next asks again
+            return False
+        return asked.result().gpus == ()
 
 
 async def _asked(executable: str) -> Account:
