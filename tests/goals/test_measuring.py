@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
+from modelops.api.errors import EngineFailed
 from modelops.api.goals import Workload
 from modelops.engines.base import EngineBroke
 from modelops.goals.measuring import (
     NoQuietTime,
     NotAlone,
     NotQuiet,
+    Reading,
     Watched,
     giving_way,
     measure,
-    perplexity,
     prompts_of,
     unless_crowded,
 )
@@ -210,6 +211,38 @@ async def test_the_perplexity_of_a_text_is_that_of_all_its_tokens(tiny: Path, tm
         assert await perplexity(watched, rows) == pytest.approx(both, rel=1e-3)
     assert min(each) <= both <= max(each)
     assert both > 1
+
+
+async def perplexity(watched: Watched, rows: list[Example]) -> float:
+    reading = Reading(rows)
+    await reading.go_on(watched)
+    return reading.perplexity
+
+
+async def test_a_text_is_read_on_where_requests_have_ended_the_engine(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.goals.measuring._PATIENCE_S", 0.1)
+    monkeypatch.setattr("modelops.goals.measuring._PART", 1)
+    rows = [Example(number, text=f"the rose {number} is red") for number in range(1, 201)]
+    yielding, reading = Yielding(0.0), Reading(rows)
+    async with engine(tmp_path, tiny, yielding) as watched:
+        doing = asyncio.create_task(reading.go_on(watched))
+        while len(reading._left) == len(rows):
+            await asyncio.sleep(0)
+        yielding.busy(True)
+        with pytest.raises(NotQuiet):
+            await doing
+        yielding.busy(False)
+    assert 0 < len(reading._left) < len(rows)
+    async with engine(tmp_path, tiny, yielding) as watched:
+        await reading.go_on(watched)
+        assert reading.perplexity == pytest.approx(await perplexity(watched, rows), rel=1e-3)
+
+
+async def test_no_text_has_no_perplexity() -> None:
+    with pytest.raises(EngineFailed, match="gives the text no probability"):
+        assert Reading([]).perplexity
 
 
 def test_the_text_is_long_enough_and_nothing_in_it_comes_twice() -> None:

@@ -22,6 +22,7 @@ from modelops.engines.base import Prompt
 from modelops.engines.llama_cpp import Engine
 from modelops.goals.space import MB, Measured
 from modelops.goals.text import WORDS
+from modelops.learning import scoring
 from modelops.learning.asking import EngineAsker
 from modelops.learning.datasets import Example
 from modelops.learning.evaluate import evaluate
@@ -33,6 +34,7 @@ _TEMPERATURE, _TOP_P = 0.7, 0.9
 _LOOKS = 8  # times that a prompt is made longer or shorter until it has the length that is wanted
 _WARM_PROMPT, _WARM_ANSWER = 64, 4  # tokens
 _LOOK_S = 0.25  # between two looks whether learning jobs are worked on, or requests answered
+_PART = 8  # rows of text
 _PATIENCE_S = 5.0  # for so long an engine stands still for requests before it is ended
 
 T = TypeVar("T")
@@ -135,14 +137,30 @@ async def unless_crowded(watched: Watched, work: Coroutine[Any, Any, T]) -> T:
         await tasks.close()
 
 
-async def perplexity(watched: Watched, rows: Sequence[Example]) -> float:
-    """That of the model in the engine, on the rows."""
-    parameters = EvaluateParameters(metrics=["perplexity"])
-    found = await evaluate(rows, parameters, EngineAsker(watched.engine), lambda _done, _total: None)
-    value = found.scores.get("perplexity", math.nan)
-    if not math.isfinite(value):
-        raise EngineFailed("the model gives the text no probability: its weights are damaged, or there is no text")
-    return float(value)
+class Reading:
+    """How well a model knows some rows of text, part by part: what was read counts, whatever becomes of the engine."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self._left = rows
+        self._logprob, self._tokens = 0.0, 0
+
+    async def go_on(self, watched: Watched) -> None:
+        """Read what is left. Raises NotQuiet where the engine stands still for long."""
+        parameters = EvaluateParameters(metrics=["perplexity"])
+        while part := self._left[:_PART]:
+            reading = evaluate(part, parameters, EngineAsker(watched.engine), lambda _done, _total: None)
+            found = await unless_crowded(watched, reading)
+            self._logprob += math.fsum(row.logprob for row in found.judged)
+            self._tokens += sum(row.scored for row in found.judged)
+            self._left = self._left[_PART:]
+
+    @property
+    def perplexity(self) -> float:
+        """That of all that was read."""
+        value = scoring.perplexity(self._logprob, self._tokens) if self._tokens else math.nan
+        if not math.isfinite(value):
+            raise EngineFailed("the model gives the text no probability: its weights are damaged, or there is no text")
+        return value
 
 
 # --- a sample ---

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -20,10 +21,10 @@ from modelops.goals.measuring import (
     NoQuietTime,
     NotAlone,
     NotQuiet,
+    Reading,
     Watched,
     giving_way,
     measure,
-    perplexity,
     unless_crowded,
 )
 from modelops.goals.space import Measured, Way
@@ -75,16 +76,18 @@ class Sampler:
         return await self._formats.file(version, weights, self._pool.borrow, giving_way=giving_way)  # type: ignore[arg-type]
 
     async def perplexity(self, version: Version, way: Way) -> float:
-        """That of the text rows, with the version run so; each is measured once. Raises NoQuietTime."""
+        """That of the text rows, with the version run so; each is measured once, and part by part where requests leave
+        little time."""
         key = f"perplexity/{version.label}/{way.weights}/{way.cache_type}"
         if (known := self.notes.get(key)) is None:
             rows = await asyncio.to_thread(datasets.load, self._folder / TEXT, "evaluate")
-            until = asyncio.get_running_loop().time() + self._tools.settings.goals.quiet_timeout_s
+            reading = Reading(rows)
             while known is None:
-                await self._quiet(until)
+                await self._quiet()
                 with contextlib.suppress(NotQuiet):
                     async with self._engine(version, way) as watched:
-                        known = await unless_crowded(watched, perplexity(watched, rows))
+                        await reading.go_on(watched)
+                        known = reading.perplexity
             await self.notes.put(key, known)
         return float(known)
 
@@ -147,7 +150,7 @@ class Sampler:
                 told = True
             await asyncio.sleep(_LOOK_S)
 
-    async def _quiet(self, until: float) -> None:
+    async def _quiet(self, until: float = math.inf) -> None:
         """Wait until no request is answered: without an engine, for whose memory idle models would go that may be asked
         next. Raises NoQuietTime."""
         loop = asyncio.get_running_loop()
