@@ -165,7 +165,7 @@ def test_what_is_repeated_with_its_key_is_created_once(run: Run, rows: Path) -> 
         ("--data {rows} --set max_token=5", "did you mean 'max_tokens'"),
         ("--data {rows} --set max_tokens.x=5", "max_tokens"),
         ("--data {rows} --set max_tokens=NaN", "'max_tokens' has got a value that is no JSON: there is no NaN in it"),
-        ("--data {rows} --set system=\ud800", "not valid Unicode"),
+        ("--data {rows} --set system=\ud800", "parameters: must be valid Unicode: it holds a lone surrogate"),
         ("--data {rows} --as m:x", "--as: a job of type evaluate publishes nothing; leave it out"),
         ("--data {rows} --as 'a b'", "--as: must begin with a letter or a digit, and have only these and . _"),
         ("--data {rows} --eval {rows}", "--eval: a job of type evaluate judges the rows of --data; leave it out"),
