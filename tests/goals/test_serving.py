@@ -336,6 +336,15 @@ def test_what_was_the_best_and_does_not_fit_at_this_moment_is_not_lost(tmp_path:
     assert tuned.run().result["applied"]["weights"] == "Q8_0"
 
 
+def test_what_was_the_best_is_waited_for_only_when_that_was_found(tmp_path: Path) -> None:
+    tuned = pursue(tmp_path, {"formats": ["Q8_0"]})
+    begun(tuned, "settings")
+    tuned.facts = replace(tuned.facts, room_bytes=tuned.facts.bytes(PRESENT))
+    assert isinstance(tuned.decide(), Wait)
+    tuned.elapsed += 61
+    begun(tuned, "apply")
+
+
 # --- after it was applied ---
 def applied(folder: Path) -> Tuned:
     tuned = pursue(folder)

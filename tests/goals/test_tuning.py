@@ -41,7 +41,7 @@ from modelops.learning.engines import OwnEngines
 from modelops.learning.yielding import Yielding
 from modelops.metrics import Metrics
 from modelops.serving.catalog import Version
-from modelops.serving.devices import ThisMachine
+from modelops.serving.devices import Device, ThisMachine
 from modelops.serving.wishes import Tuning, Wish
 from modelops.settings import Settings
 from seeing import CUDA, a_gpu, engine
@@ -455,6 +455,34 @@ async def test_what_was_applied_is_undone_also_where_others_have_taken_the_room(
         assert home.pool.view("tiny").slots == 8
 
 
+class _ShortUntilUnloaded(Shown):
+    """Others hold all memory until the model of the house runs no more."""
+
+    home: House | None = None
+
+    def devices(self) -> tuple[Device, ...]:
+        if self.home and self.home.pool.view("tiny").status == "available":
+            self.less = 0
+        return super().devices()
+
+
+async def test_what_is_undone_without_room_is_loaded_where_there_is_some_then(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _ShortUntilUnloaded()
+    monkeypatch.setattr("serving.house.ThisMachine", lambda: shown)
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
+    async with house(tmp_path, settings, tmp_path / "starts") as home:
+        steps = _Steps(home, tmp_path, settings)
+        await home.load("tiny")
+        await steps.do("apply", changes={"slots": 1}, wish=Wish().to_json(), tuned="")
+        shown.home, shown.less = home, 2**60
+        back: dict[str, Any] = {"wish": Wish(slots=8).to_json(), "tuned": "", "applied": "v1"}
+        assert await steps.do("restore", **back, load=False) == {"version": "v1"}
+        assert (home.pool.view("tiny").status, home.pool.view("tiny").slots) == ("loaded", 8)
+
+
 async def test_what_was_loaded_before_it_failed_is_loaded_again(tiny: Path, tmp_path: Path) -> None:
     put(tiny, tmp_path / "models" / "tiny.gguf")
     settings = Settings.model_validate({"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}})
@@ -543,9 +571,6 @@ async def test_no_idle_model_goes_while_there_is_no_quiet_time(tiny: Path, tmp_p
         steps.yielding.busy(True)
         with pytest.raises(NoQuietTime, match=r"no quiet time of its length within 0\.3 s"):
             await steps.do("measure", ways=ways, pairs=1, requests=1)
-        datasets.write(datasets.read([{"text": "the rose is red"}], "evaluate", "text"), tmp_path / TEXT)
-        with pytest.raises(NoQuietTime):
-            await steps.do("rewrite", weights="", cache_type="q8_0")
         assert home.pool.view("tiny").status == "loaded"
         steps.yielding.busy(False)
         assert (await steps.do("measure", ways=ways, pairs=1, requests=1))["measured"][0]["requests"] == 1

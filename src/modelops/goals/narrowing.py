@@ -165,7 +165,8 @@ class Search:
         """The next round of the stage, None where it has ended."""
         rounds = self._rounds(stage)
         ratios = dict(self._step_ratios(rounds[-1])) if rounds else {}
-        self.short |= any(ratios[way] > ratios.get(centre, 0.0) for way in self.left_out & ratios.keys())
+        if rounds and rounds[-1] is self._steps[-1]:  # what was found out long ago has been waited for
+            self.short |= any(ratios[way] > ratios.get(centre, 0.0) for way in self.left_out & ratios.keys())
         if rounds and (again := self._again(rounds[-1])):
             return again
         left = tuple(ways)[: space.MOST_WAYS]

@@ -189,7 +189,7 @@ class _Doing:
         await self._rest()
         if other := self._other(given["applied"]):
             return {"version": other, "left": True}
-        version, wish = self._version(), Wish.from_json(given["wish"])
+        version, wish, loaded = self._version(), Wish.from_json(given["wish"]), pool.resident(self._name)
         # First: the version tells whether it was done, and where it is cut short it is done again.
         await catalog.set_tuned(self._name, Wish.from_json(given["tuned"]) if given["tuned"] else None)
         try:
@@ -199,7 +199,7 @@ class _Doing:
             with contextlib.suppress(Conflict):  # nothing runs any more
                 await pool.unload(self._name, force=True, deadline=asyncio.get_running_loop().time() + _APPLY_S)
             await self._serve(version, wish)
-        if given["load"] and not pool.resident(self._name):
+        if (loaded or given["load"]) and not pool.resident(self._name):
             # Without room it is undone all the same: a request loads it, when there is some.
             with contextlib.suppress(AlreadyLoaded, InsufficientMemory):
                 await pool.load(version, wish, asyncio.get_running_loop().time() + _APPLY_S)
