@@ -21,11 +21,21 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of models of whoever runs the tests: all of their data that is read, and none of it is written."""
+    folder = settings.load(environ={}).models_dir
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("nobody")))
+        yield folder
+
+
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2(own_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model's file: the user's own where it is whole, else fetched."""
     source = sources.parse(sources.KNOWN["smollm2"])
-    file = settings.load(environ={}).models_dir / "smollm2.gguf"
+    file = own_models / "smollm2.gguf"
     if not sources.has_digest(file, source.sha256):
         file = tmp_path_factory.mktemp("fetched") / "smollm2.gguf"
         asyncio.run(sources.fetch(source, file, lambda _done, _total: None))

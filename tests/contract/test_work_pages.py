@@ -155,7 +155,7 @@ def check(program: Program, served: Served, client: Client, folder: Path) -> Non
     code = re.sub(r"\b\d{4}-01-31 18:00\b", "2100-01-31 18:00", code)
     before = {goal.goal_id for goal in client.list_goals("all")}
     with (folder / "said.txt").open("w+") as said, (folder / "complained.txt").open("w+") as complained:
-        env = environment(served.rest, CURL_HOME=str(folder))
+        env = environment(served.rest, HOME=str(folder), CURL_HOME=str(folder))
         process = subprocess.Popen(argv(program, code), cwd=folder, env=env, stdout=said, stderr=complained)
         try:
             wait_until(lambda: has_ended(process, client, waiting=program.of_jobs), 60, "the end of the program")

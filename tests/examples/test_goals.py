@@ -26,11 +26,11 @@ def test_there_is_one_of_each_type() -> None:
     assert {file.stem for file in (HERE / "goals").glob("*.json")} == set(get_args(GoalType))
 
 
-def test_the_rows_of_the_capitals_can_be_learnt_and_judged() -> None:
+def test_the_rows_of_the_capitals_can_be_learnt_and_judged(tmp_path: Path) -> None:
     request = CreateGoalRequest.model_validate_json((HERE / "goals" / "quality.json").read_bytes())
     objective = objective_of(request.objective)
     assert isinstance(objective, QualityObjective)
-    settings = Settings.model_validate({"learning": {"roots": [str(HERE)]}})
+    settings = Settings.model_validate({"data_dir": tmp_path, "learning": {"roots": [str(HERE)]}})
     files = asked.read(objective, settings)
     train, held_out = (datasets.read((HERE / "capitals" / name).read_bytes(), "lora", name) for name in NAMES)
     assert [files[name].digest for name in ("train.jsonl", "eval.jsonl")] == [train.digest, held_out.digest]
