@@ -113,6 +113,25 @@ async def test_nothing_is_begun_where_none_is_let(queries: GoalQueries) -> None:
     assert row and (row.status, row.attempts) == ("pending", 0)
 
 
+@pytest.mark.parametrize("at_once", [0, 1])
+async def test_what_is_to_end_is_ended_beside_what_is_worked_on(queries: GoalQueries, at_once: int) -> None:
+    async def does(work: Doing) -> Ended:
+        return Ended("failed", why="too late") if work.row.target_completion else await forever(work)
+
+    for name in ("first", "second"):
+        await queries.add(replace(GOAL, id=name))
+    async with working(queries, does, at_once=at_once) as doer:
+        if at_once:
+            await at_work(doer, "first")
+        await queries.add(replace(GOAL, id="late", target_completion=time.time() + 0.2))
+        doer.wake()
+        row = await as_it_is(queries, "failed", "late")
+        assert row.error == "too late"
+        assert row.completed_at and row.target_completion and row.completed_at > row.target_completion
+        assert doer.order == ["first", "late"][1 - at_once :]
+        assert await queries.count("pending") == 2 - at_once
+
+
 async def test_who_was_closed_begins_nothing(queries: GoalQueries) -> None:
     await queries.add(GOAL)
     await queries.add(replace(GOAL, id="claimed"))

@@ -22,6 +22,7 @@ from modelops.goals.attempts import QualityFacts
 from modelops.goals.doing import HELD_OUT
 from modelops.goals.values import Action, Step
 from modelops.learning import datasets
+from modelops.serving.catalog import Version
 from modelops.store.jobs import JobRow
 from serving.house import Shown
 from support import tiny_gguf
@@ -64,6 +65,25 @@ async def test_a_version_that_somebody_activates_meanwhile_is_not_replaced(
             await made.do("promote", **PROMOTE)
         await choosing
         assert made.active == house.pool.view("a").version.label == "v3"
+
+
+async def test_a_version_that_somebody_activates_while_the_other_is_prepared_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(tmp_path, monkeypatch) as made:
+        house, pool = made.house, made.house.pool
+        chosen, activate = house.catalog.version("a", "v3"), house.pool.activate
+        await house.load()
+
+        async def late(version: Version, **given: Any) -> None:
+            """At the last moment at which anybody else can."""
+            await activate(chosen, drain_first=False, deadline=given["deadline"])
+            await activate(version, **given)
+
+        monkeypatch.setattr(pool, "activate", late)
+        with pytest.raises(Conflict, match="v3 is active now, and v2 was compared with v1"):
+            await made.do("promote", **PROMOTE)
+        assert made.active == pool.view("a").version.label == "v3"
 
 
 async def test_a_version_that_does_not_start_leaves_the_present_one_where_it_is(

@@ -577,6 +577,30 @@ async def test_no_idle_model_goes_while_there_is_no_quiet_time(tiny: Path, tmp_p
         assert home.pool.view("tiny").status == "available", "its memory was needed"
 
 
+async def test_the_wait_for_memory_is_none_for_a_quiet_time(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelops.goals.measuring._PATIENCE_S", 0.1)
+    put(tiny, tmp_path / "models" / "tiny.gguf")
+    given: dict[str, Any] = {"data_dir": tmp_path, "engine": {"threads": 1, "probe": False}}
+    given |= {"memory": {"budget_mb": 1000}, "goals": {"quiet_timeout_s": 2.0}}
+    settings, clock = Settings.model_validate(given), asyncio.get_running_loop().time
+    async with house(tmp_path, settings, tmp_path / "starts") as home, asyncio.TaskGroup() as group:
+        steps = _Steps(home, tmp_path, settings)
+        steps._goal = replace(steps._goal, objective=objective(model_name="tiny", workload=_SHORT))
+        ways = [Way(slots=1, batch_size=64, threads=1).to_json()]
+        async with home.pool.borrow("somebody", 999 * MB):
+            doing = group.create_task(steps.do("measure", ways=ways, pairs=1, requests=1))
+            await until(lambda: any("it waits for memory" in line for line in steps.told))
+            patient = clock() + settings.goals.quiet_timeout_s
+            await until(lambda: clock() > patient)
+        await until(home.pool.reserved)
+        steps.yielding.busy(True)
+        await until(lambda: not home.pool.reserved(), seconds=20.0)  # its engine was ended
+        steps.yielding.busy(False)
+        assert (await doing)["measured"][0]["requests"] == 1
+
+
 def test_the_present_way_is_measured_at_both_ends_of_a_round() -> None:
     assert turns(1, 1) == [(0, 0)]
     assert turns(1, 3) == [(0, 0), (0, 1), (0, 2), (1, 0)]

@@ -204,6 +204,24 @@ async def test_two_versions_that_do_not_fit_side_by_side_are_told_what_helps(mak
     assert (await house.pool.swap(version, drain_first=True, deadline=soon())).version.label == "v2"
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+async def test_what_is_not_wanted_any_more_when_it_is_prepared_changes_nothing(make: Make, loaded: bool) -> None:
+    house = await make()
+    if loaded:
+        await house.load()
+    version, running = await second(house), house.starts
+
+    def confirm() -> None:
+        assert house.pool.at_rest("a")
+        raise Conflict("another was chosen")
+
+    with pytest.raises(Conflict, match="another was chosen"):
+        await house.pool.activate(version, wish=Wish(slots=1), drain_first=False, deadline=soon(), confirm=confirm)
+    assert (house.catalog.active("a").label, house.starts) == ("v1", running)
+    assert await house.ask() == "w0 w1 w2 "
+    assert (house.pool.view("a").version.label, house.pool.view("a").slots) == ("v1", 2)
+
+
 async def test_what_is_not_loaded_is_not_swapped(make: Make) -> None:
     house = await make()
     with pytest.raises(Conflict, match="not loaded"):

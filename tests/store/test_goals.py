@@ -95,6 +95,19 @@ async def test_a_goal_that_was_begun_goes_on_before_more_urgent_ones_which_may_w
     assert [(await claimed(queries)).id for _ in range(2)] == ["begun", "urgent"]
 
 
+async def test_a_goal_whose_time_is_past_is_claimed_to_be_ended_where_no_other_is(queries: Queries) -> None:
+    late, wanted = {"target_completion": 20.0}, {"priority": 3}
+    await added(queries, GOAL, replace(GOAL, id="late", **late), replace(GOAL, id="wanted", **wanted))  # type: ignore[arg-type]
+    assert await queries.claim("here", 20.0, 30.0, to_end=True) is None
+    claimed = await queries.claim("here", 20.1, 30.0, to_end=True)
+    assert claimed and (claimed.id, claimed.status) == ("late", "active")
+    assert await queries.claim("here", 20.2, 30.0, to_end=True) is None, "it has a lease"
+    await queries.release("late", claimed.fence)
+    await queries.ask_cancel("late", "typo", 20.3)
+    order = [await queries.claim("here", 20.4, 30.0) for _ in range(3)]
+    assert [row.id for row in order if row] == ["late", "wanted", "row"]
+
+
 async def test_of_its_events_the_newest_are_kept_and_their_numbers_go_on(store: Store, queries: Queries) -> None:
     await added(queries, GOAL, replace(GOAL, id="other"))
     await queries.tell("other", 1.0, "log")

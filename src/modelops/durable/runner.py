@@ -1,4 +1,4 @@
-"""Claims durable work and does it: so many at once as it is let.
+"""Claims durable work and does it: so many at once as it is let, and beside them what is only to be ended.
 
 The only writer of a row from its claim to its end. Work that is interrupted goes back to the queue; whoever claims it
 next goes on after the last step that was done.
@@ -33,8 +33,11 @@ W = TypeVar("W", bound=Work)
 
 
 class Runner(ABC, Generic[R, W]):
-    """Works on the rows of the state file, `at_once` of them together. `name` is what one is called; `owner` is the
-    same after a restart; `changed` is called with the id of a row about which there is something new."""
+    """Works on the rows of the state file, `at_once` of them together; what is to end is ended beside them.
+
+    `name` is what one is called; `owner` is the same after a restart; `changed` is called with the id of a row about
+    which there is something new.
+    """
 
     def __init__(
         self, queries: DurableQueries[R], *, name: str, owner: str, at_once: int, changed: Callable[[str], None]
@@ -78,7 +81,7 @@ class Runner(ABC, Generic[R, W]):
             return
         if count := await self._queries.requeue(self._owner):
             log.info("%d %ss were interrupted, and go on", count, self._name, extra={"count": count})
-        if self._at_once and not self._closed:
+        if not self._closed:
             self._tasks.start("claim", self._claim())
 
     def wake(self) -> None:
@@ -109,8 +112,9 @@ class Runner(ABC, Generic[R, W]):
                     await self._new.wait()
 
     async def _claim_all(self) -> None:
-        while len(self._working) < self._at_once:
-            row = await self._queries.claim(self._owner, time.time(), LEASE_S)
+        while True:
+            full = len(self._working) >= self._at_once
+            row = await self._queries.claim(self._owner, time.time(), LEASE_S, to_end=full)
             if row is None:
                 return
             if row.id in self._working:  # its lease lapsed while this machine stood still; the old claim ends first

@@ -103,15 +103,17 @@ class Sampler:
                 count = "1 sample was" if thrown == 1 else f"{thrown} samples were"
                 await self._tell("warning", f"requests leave no quiet time: {count} thrown away so far")
 
-        workload, broke = await self._workload(), 0
+        workload, broke, loop = await self._workload(), 0, asyncio.get_running_loop()
         patience_s = self._tools.settings.goals.quiet_timeout_s
         until: float | None = None  # for so long a quiet time is waited for
         while True:
             await self._alone()
-            until = until or asyncio.get_running_loop().time() + patience_s
+            until = until or loop.time() + patience_s
             await self._quiet(until)
+            began = loop.time()
             try:
                 async with self._engine(version, way) as watched:
+                    until += loop.time() - began  # the wait for memory, and the start, are none for a quiet time
                     measuring = measure(
                         watched, workload, requests, seed, patience_s=patience_s, thrown=threw, beside=self._beside
                     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -258,12 +259,11 @@ class QualityDoer:
             async with asyncio.timeout_at(deadline):
                 while not pool.at_rest(name):
                     await pool.turned()
-        self._refuse_other(name, version.label, before)  # it may have been on its way to one that somebody has chosen
+        undisputed = partial(self._refuse_other, name, version.label, before)  # somebody may choose another meanwhile
         try:
-            await pool.activate(version, drain_first=False, deadline=deadline)
+            await pool.activate(version, drain_first=False, deadline=deadline, confirm=undisputed)
         except InsufficientMemory:
-            self._refuse_other(name, version.label, before)
-            await pool.activate(version, drain_first=True, deadline=deadline)
+            await pool.activate(version, drain_first=True, deadline=deadline, confirm=undisputed)
 
     def _refuse_other(self, name: str, label: str, before: str) -> None:
         active = self._tools.catalog.active(name).label

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,12 +254,11 @@ class _Doing:
         """Let the model, which is at rest, be served so, beside how it is now until that is answered by; where there is
         no room for both, one after the other. Raises Conflict where somebody has activated another version."""
         pool, deadline = self._tools.pool, asyncio.get_running_loop().time() + _APPLY_S
-        self._refuse_other(version)
+        undisputed = partial(self._refuse_other, version)
         try:
-            await pool.activate(version, wish=wish, drain_first=False, deadline=deadline)
+            await pool.activate(version, wish=wish, drain_first=False, deadline=deadline, confirm=undisputed)
         except InsufficientMemory:
-            self._refuse_other(version)
-            await pool.activate(version, wish=wish, drain_first=True, deadline=deadline)
+            await pool.activate(version, wish=wish, drain_first=True, deadline=deadline, confirm=undisputed)
 
     def _refuse_other(self, version: Version) -> None:
         if other := self._other(version.label):

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,6 +53,13 @@ from modelops.serving.views import Lease, View, adapter_view, view_of
 from modelops.serving.wishes import Wish
 from modelops.settings import Settings
 from modelops.tracing import NO_SPAN, Span, acting_for, current, part
+
+#: Raises where it is not wanted any more. It is asked last, when nothing is waited for before it takes effect.
+Confirm = Callable[[], None]
+
+
+def _wanted() -> None:
+    """Whatever has become of the model meanwhile."""
 
 
 class Pool(EngineRoom):
@@ -185,17 +192,26 @@ class Pool(EngineRoom):
         await self._noted()
         return self.view(version.model_name)
 
-    async def activate(self, version: Version, *, wish: Wish | None = None, drain_first: bool, deadline: float) -> None:
+    async def activate(
+        self,
+        version: Version,
+        *,
+        wish: Wish | None = None,
+        drain_first: bool,
+        deadline: float,
+        confirm: Confirm = _wanted,
+    ) -> None:
         """Let `version` answer for its name from now on, run as `wish` says, or with None as before; where it is
         loaded, as `swap` does, and else from its next load on.
 
-        With a wish what is under way, such as a restart, is waited for. Raises Conflict for an adapter with a wish: it
-        is run as its model is.
+        With a wish what is under way, such as a restart, is waited for. Raises what `confirm` does, and leaves all as
+        it is then; Conflict for an adapter with a wish: it is run as its model is.
         """
         name = version.model_name
         if version.base:
             if wish:
                 raise Conflict(f"'{name}' is an adapter, and is run as '{version.engine_name}' is")
+            confirm()
             await self.adapting.activate(version, drain_first=drain_first, deadline=deadline)
             return
         if wish:
@@ -204,7 +220,8 @@ class Pool(EngineRoom):
             running = self.current(name)
             otherwise = wish is not None and (running is None or running.build.wish != wish)
             if otherwise or self.view(name).version.number != version.number:
-                await self.swap(version, wish, drain_first=drain_first, deadline=deadline)
+                await self.swap(version, wish, drain_first=drain_first, deadline=deadline, confirm=confirm)
+        confirm()
         await self._catalog.activate(version)
         if self.resident(name):
             return
@@ -215,14 +232,22 @@ class Pool(EngineRoom):
         if model and (wish or model.short):
             await self._register(version, wish or self._wishes.get(name) or self._catalog.wish(name))
 
-    async def swap(self, version: Version, wish: Wish | None = None, *, drain_first: bool, deadline: float) -> View:
+    async def swap(
+        self,
+        version: Version,
+        wish: Wish | None = None,
+        *,
+        drain_first: bool,
+        deadline: float,
+        confirm: Confirm = _wanted,
+    ) -> View:
         """Serve the loaded model by `version` from now on, without a failed request, run as `wish` says, or with None
         as the present one; it may be the present version, run otherwise. A restart runs it so too.
 
         The new engine is started beside the old one, which ends when its last request has; with `drain_first` after it.
         What has begun goes on when its caller leaves or its time runs out: the version that serves is the active one.
         Raises Conflict where the model is not loaded, NotFound where its draft model is not there, InsufficientMemory
-        where both do not fit.
+        where both do not fit, and what `confirm` does.
         """
         name, began = version.model_name, time.perf_counter()
         running = self.current(name)
@@ -238,7 +263,8 @@ class Pool(EngineRoom):
         self._catalog.version(name, version.label)  # it may have been removed meanwhile
         ticket = next(self._tickets)
         event = Swap(ticket, name, build.candidate, build.wish.residency(self._settings.models.keep_alive), drain_first)
-        swapping = self._tasks.start(f"swap {name}", self._swap(event, version, began), expected=(ModelOpsError,))
+        work = self._swap(event, version, began, confirm)
+        swapping = self._tasks.start(f"swap {name}", work, expected=(ModelOpsError,))
         await asyncio.wait([swapping], timeout=max(0.0, deadline - self._loop.time()))
         if not swapping.done():
             raise DeadlineExceeded(f"the time ran out while activating '{name}' {version.label}")
@@ -255,9 +281,10 @@ class Pool(EngineRoom):
         except TimeoutError:
             raise DeadlineExceeded(f"the time ran out while '{name}' was on its way to another state") from None
 
-    async def _swap(self, event: Swap, version: Version, began: float) -> None:
+    async def _swap(self, event: Swap, version: Version, began: float, confirm: Confirm) -> None:
         while self.adapting.following(event.model) and not self.at_rest(event.model):
             await self.turned()
+        confirm()
         await self._wait(event.ticket, event, None, f"activating '{event.model}' {version.label}")
         self._metrics.observe(SWAP_DURATION, time.perf_counter() - began, event.model)
         model, build = self._scheduler.models[event.model], self._builds.get(event.candidate.build)

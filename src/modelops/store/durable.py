@@ -91,21 +91,25 @@ class DurableQueries(Generic[R]):
             return (await connection.execute(counted)).scalar_one()
 
     @whole
-    async def claim(self, owner: str, now: float, lease_s: float) -> R | None:
+    async def claim(self, owner: str, now: float, lease_s: float, *, to_end: bool = False) -> R | None:
         """Take the next row for `lease_s`: pending, or worked on with a lease that has lapsed. It is worked on, and its
         fence and attempts have grown by one. None: there is none, or somebody writes to it at this moment (PostgreSQL).
 
-        First are those with a `cancel_reason`, given back or left before they could be ended so: whoever claims one
-        ends it. Of a kind that is `cleared` those that were begun follow: others may wait for what they hold. Then the
-        highest priority, then the oldest.
+        First are those that are to end, and with `to_end` no others are taken: their time is past, or they have a
+        `cancel_reason`, as they were given back or left before they could be ended so. Whoever claims one ends it. Of a
+        kind that is `cleared` those that were begun follow: others may wait for what they hold. Then the highest
+        priority, then the oldest.
         """
-        rows = self._rows.c
+        rows, due = self._rows.c, self._kind.due
         begun = [rows.attempts == 0] if self._kind.cleared else []
+        ends: ColumnElement[bool] = rows.cancel_reason.is_not(None)
+        if due is not None:
+            ends |= due.is_not(None) & (due < now)
         lapsed = (rows.status == self._kind.working) & (rows.lease_until <= now)
         chosen = (
             select(rows.id)
-            .where((rows.status == "pending") | lapsed)
-            .order_by(rows.cancel_reason.is_(None), *begun, rows.priority.desc(), rows.number)
+            .where((rows.status == "pending") | lapsed, ends if to_end else true())
+            .order_by(ends.desc(), *begun, rows.priority.desc(), rows.number)
             .limit(1)
             # Whoever has stopped within a write holds nobody up. SQLite, with its one writer, leaves this out.
             .with_for_update(skip_locked=True)

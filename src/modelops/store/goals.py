@@ -32,6 +32,7 @@ _GOALS = Kind(
     working="active",
     noted=frozenset({"progress", "metrics", "message", "elapsed"}),
     cleared=True,
+    due=goals.c.target_completion,
     newest=1000,  # a goal may be pursued for months
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 
 #: The statuses that work ends with; it keeps the one that it was given first.
 ENDED = frozenset({"completed", "failed", "cancelled"})
@@ -69,6 +69,8 @@ class Kind(Generic[R]):
     free: Mapping[str, Any] = field(default_factory=dict)  # what is written when nobody works on it
     #: Whether one that was begun is ended by its worker alone, also where it waits for the next: who clears up.
     cleared: bool = False
+    #: When a row is to have ended, in seconds since the epoch; None: no row has such a time.
+    due: Column[float] | None = None
     #: How many of a row's events are kept, the newest; None: all.
     newest: int | None = None
     #: How many events of progress a row that has ended keeps, evenly from all of them, the last too; None: all.
