@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -14,6 +15,10 @@ import tiny_llama
 from modelops import settings
 from modelops.serving import sources
 from support import Served, need_packages, serving
+
+# How long an example takes, to be made or to be tried, is the machine's.
+hypothesis.settings.register_profile("any", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any")
 
 
 def pytest_configure() -> None:

@@ -200,7 +200,7 @@ async def test_a_goal_that_is_cancelled_after_a_crash_clears_away_once(tmp_path:
         await database.dispose()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(crashes=st.lists(st.integers(1, 30), min_size=2, max_size=6))
 def test_however_often_it_crashes(tmp_path_factory: pytest.TempPathFactory, crashes: Sequence[int]) -> None:
     async def crashed() -> None:

@@ -457,7 +457,7 @@ class World:
             assert not self.jobs[arguments["job_id"]].ended
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.integers(0, 4), st.integers(0, 200))
 def test_whatever_happens_it_acts_sensibly_and_ends_within_its_limits(
     data: st.DataObject, max_jobs: int, cancel_after: int

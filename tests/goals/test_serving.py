@@ -632,7 +632,7 @@ def test_the_lengths_of_real_requests_are_guessed() -> None:
 
 
 # --- whatever the ways give ---
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rates=st.dictionaries(st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.9, 1.0, 1.01, 1.04, 1.2, 2.0, 5.0])),
     target=st.sampled_from(

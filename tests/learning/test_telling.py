@@ -69,3 +69,25 @@ async def test_who_lost_the_job_warns_of_nothing(queries: JobQueries) -> None:
     row = await queries.get("job")
     assert row
     assert warnings(row) == ["no held-out rows"]
+
+
+async def test_progress_does_not_fall_from_one_part_of_a_step_to_the_next(queries: JobQueries) -> None:
+    async def progress() -> float:
+        row = await queries.get("job")
+        assert row
+        return row.progress
+
+    await queries.add(NEW)
+    told, seen = telling(queries, await claimed(queries)), [0.0]
+    for step in STEPS:
+        await told.begin(step)
+        for part in range(3):
+            told.part(part, 3)
+            for done in range(3):
+                await heard(told, Said("progress", "rows", done, 2))
+                seen.append(await progress())
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert seen[-3] == pytest.approx((1 + 2 + 80 * 2 / 3) / 83, abs=1e-4), (
+        "two of the three parts of what takes longest"
+    )

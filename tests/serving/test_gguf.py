@@ -281,7 +281,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("gguf") / "scratch.gguf")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tail=st.binary(max_size=200), tensors=st.integers(0, 3), entries=st.integers(0, 3))
 def test_random_bytes_are_refused(scratch: Path, tail: bytes, tensors: int, entries: int) -> None:
     scratch.with_name("random.gguf").write_bytes(head(tensors, entries) + tail)
@@ -289,7 +289,7 @@ def test_random_bytes_are_refused(scratch: Path, tail: bytes, tensors: int, entr
         read_header(scratch.with_name("random.gguf"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32), flips=st.integers(1, 8))
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(scratch: Path, seed: int, flips: int) -> None:
     data = bytearray(scratch.read_bytes())

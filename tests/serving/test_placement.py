@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelops.serving.placement import Bill, CpuLayers, Holder, Layout, Ledger, Plan, Wants, place
@@ -147,7 +147,6 @@ def check_sums(case: Case) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_a_plan_is_found_where_there_is_one_and_evicts_no_more_than_it_must(pick: random.Random) -> None:
     check(small_case(pick))
 

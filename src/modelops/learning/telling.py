@@ -42,6 +42,7 @@ class Telling:
         self._changed = changed
         self._tasks = Tasks(f"job {row.id}")
         self._step = steps[0]
+        self._part, self._parts = 0, 1
         self._heard: list[Said] = []
         self._ended = asyncio.Event()
         self._metrics = dict(row.metrics)
@@ -50,8 +51,13 @@ class Telling:
     async def begin(self, step: str) -> None:
         """The job does another thing now."""
         self._step = step
+        self.part(0, 1)
         await self.note(step=step, progress=self._share(0.0), message="")
         await self.event("step", message=step)
+
+    def part(self, number: int, count: int) -> None:
+        """The progress that is said from now on is that of one part, from 0 on, of so many that the step has."""
+        self._part, self._parts = number, count
 
     async def done(self, result: Mapping[str, Any]) -> None:
         """The present step is done, with that result."""
@@ -121,6 +127,7 @@ class Telling:
             self._warned = kept
 
     def _share(self, part: float) -> float:
-        """How much of the whole is done, where `part` of the present step is."""
+        """How much of the whole is done, where `part` of the present part of the present step is."""
         done = sum(_SHARES[step] for step in self._steps[: self._steps.index(self._step)])
-        return round((done + part * _SHARES[self._step]) / sum(_SHARES[step] for step in self._steps), 4)
+        here = (self._part + part) / self._parts
+        return round((done + here * _SHARES[self._step]) / sum(_SHARES[step] for step in self._steps), 4)

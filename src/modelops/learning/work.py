@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,23 +190,21 @@ class Work(durable.Work):
             return {}
         merged, adapter = self._folder / "merged.gguf", self._folder / "adapter.gguf"
         whole = self._publishes != "adapter"
-        stop = self._works.catalog.entry(self._row.model_name).stop
-        async with self._engine(self._version().file, [] if whole else [adapter]) as engine:
+        stop, parts = self._works.catalog.entry(self._row.model_name).stop, itertools.count()
+
+        async def judge(when: str, engine: Engine, number: int | None) -> None:
             for kind, file in sets.items():
-                judged[kind]["before"] = await self._judge(
-                    file, EngineAsker(engine, None, stop), f"{_SAID[kind]}, before"
-                )
+                self._telling.part(next(parts), 2 * len(sets))
+                asker = EngineAsker(engine, number, stop)
+                judged[kind][when] = await self._judge(file, asker, f"{_SAID[kind]}, {when}")
+
+        async with self._engine(self._version().file, [] if whole else [adapter]) as engine:
+            await judge("before", engine, None)
             if not whole:
-                for kind, file in sets.items():
-                    judged[kind]["after"] = await self._judge(
-                        file, EngineAsker(engine, 0, stop), f"{_SAID[kind]}, after"
-                    )
+                await judge("after", engine, 0)
         if whole:
             async with self._engine(merged) as engine:
-                for kind, file in sets.items():
-                    judged[kind]["after"] = await self._judge(
-                        file, EngineAsker(engine, None, stop), f"{_SAID[kind]}, after"
-                    )
+                await judge("after", engine, None)
         return await asyncio.to_thread(self._beside, judged)
 
     async def _publish(self) -> dict[str, Any]:
